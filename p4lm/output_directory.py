@@ -1,0 +1,109 @@
+"""A job's OUTPUT_DIR belongs to one configuration.
+
+`config.gin` in the directory is the resolved configuration. A second start
+with the same configuration goes on; one with another is refused before it can
+touch anything. Parameters that only say how far to go or how to report may
+change between starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from p4lm.errors import UserError
+
+# Extending a run or moving it between machines is no other experiment.
+_MAY_CHANGE = re.compile(
+  r'^(STEPS|OUTPUT_DIR|\S*\.?(log_every|checkpoint_every|parallel))$'
+)
+_active: list[tuple[str, str]] = []
+
+
+def check(output_dir: str | os.PathLike, job: str, text: str) -> None:
+  """Raises UserError when the directory is unusable or holds another run.
+
+  Args:
+    output_dir: the directory, which need not exist.
+    job: name of the job that wants it.
+    text: resolved gin configuration of this start.
+  """
+  path = Path(output_dir) / 'config.gin'
+  if Path(output_dir).exists() and not Path(output_dir).is_dir():
+    raise UserError(f'OUTPUT_DIR {output_dir} is a file, not a directory')
+  if not path.exists():
+    return
+  old, new = _bindings(path.read_text()), _bindings(_with_job(job, text))
+  changed = [
+    f'{name}: {old.get(name, "(default)")} there, '
+    f'{new.get(name, "(default)")} now'
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name) and not _MAY_CHANGE.match(name)
+  ]
+  if changed:
+    raise UserError(
+      f'OUTPUT_DIR {output_dir} holds another experiment '
+      f'({"; ".join(changed[:4])}). Choose another --gin.OUTPUT_DIR, or '
+      'start with the configuration in its config.gin'
+    )
+
+
+@contextlib.contextmanager
+def configured(job: str, text: str):
+  """While a configured job runs, `claim` knows the text to record."""
+  _active.append((job, text))
+  try:
+    yield
+  finally:
+    _active.pop()
+
+
+def claim(output_dir: str | os.PathLike) -> Path:
+  """Makes the directory, records the configuration, returns its path.
+
+  Raises:
+    UserError: the directory cannot be made or written.
+  """
+  path = Path(output_dir)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / '.writable'
+    probe.write_text('')
+    probe.unlink()
+  except OSError as error:
+    raise UserError(
+      f'OUTPUT_DIR {output_dir} cannot be written: {error.strerror}; '
+      'choose another with --gin.OUTPUT_DIR'
+    ) from error
+  if _active:
+    record(path, *_active[-1])
+  return path
+
+
+def record(output_dir: str | os.PathLike, job: str, text: str) -> None:
+  """Writes `config.gin` atomically; does nothing without a directory."""
+  directory = Path(output_dir)
+  if not directory.is_dir():
+    return
+  partial = directory / '.config.gin.partial'
+  partial.write_text(_with_job(job, text))
+  os.replace(partial, directory / 'config.gin')
+
+
+def _with_job(job: str, text: str) -> str:
+  return f'# p4lm {job}\n{text}'
+
+
+def _bindings(text: str) -> dict[str, str]:
+  """{name: value} of a resolved configuration, plus the job's name."""
+  found = {}
+  first = re.match(r'# p4lm (\w+)', text)
+  if first:
+    found['job'] = first.group(1)
+  joined = re.sub(r'\\\n\s*', '', text)
+  joined = re.sub(r'\n\s+', ' ', re.sub(r'^#.*$', '', joined, flags=re.M))
+  for name, value in re.findall(r'^([\w./]+) = *(.*)$', joined, re.M):
+    found[name] = ' '.join(value.split())
+  return found

@@ -1,0 +1,1 @@
+"""Running a graph of jobs: stages, the scheduler and its display."""

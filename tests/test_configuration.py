@@ -1,0 +1,105 @@
+"""Names are checked before work starts; values need no inner quotes."""
+
+import pytest
+from p4lm import configuration, main, output_directory
+from p4lm.errors import UserError
+
+
+@pytest.mark.parametrize(
+  'binding, expected',
+  [
+    ('DATA_DIR=/data/ml-25m', "DATA_DIR = '/data/ml-25m'"),
+    ('DATASET=25m', "DATASET = '25m'"),
+    ('STEPS=10', 'STEPS = 10'),
+    ('LEARNING_RATE=1e-3', 'LEARNING_RATE = 1e-3'),
+    ('MESH_SHAPE=data=2,model=2', "MESH_SHAPE = 'data=2,model=2'"),
+    ('CHECKPOINT=None', 'CHECKPOINT = None'),
+    ('X=%STEPS', 'X = %STEPS'),
+    ("NAME='quoted'", "NAME = 'quoted'"),
+    ('NAME=a "b" \'c\'', 'NAME = \'a "b" \\\'c\\\'\''),
+  ],
+)
+def test_values_that_gin_cannot_parse_are_strings(binding, expected):
+  assert configuration._quote(binding) == expected
+
+
+def test_required_macros_are_named():
+  with pytest.raises(UserError, match='--gin.DATA_DIR=.*--gin.OUTPUT_DIR='):
+    configuration.resolve('fit_cf', [], [])
+
+
+@pytest.mark.parametrize(
+  'binding, hint',
+  [
+    ('DATA_DIRR=x', 'did you mean DATA_DIR'),
+    ('fit_cf.data_dirr=x', 'did you mean fit_cf.data_dir'),
+  ],
+)
+def test_a_typing_mistake_offers_the_nearest_name(binding, hint):
+  bindings = ['DATA_DIR=/d', 'OUTPUT_DIR=/o', binding]
+  with pytest.raises(UserError, match=hint):
+    configuration.resolve('fit_cf', [], bindings)
+
+
+def test_a_missing_gin_file_offers_the_nearest_file():
+  with pytest.raises(UserError, match='runs/fit_cf.gin'):
+    configuration.resolve('fit_cf', ['runs/fit_fc.gin'], [])
+
+
+def test_a_command_line_override_wins_over_files(tmp_path):
+  extra = tmp_path / 'extra.gin'
+  extra.write_text("include 'runs/cache_tasks.gin'\nTASKS = ('a',)\n")
+  import gin
+
+  configuration.resolve(
+    'cache_tasks',
+    [str(extra)],
+    ['DATA_DIR=/d', 'OUTPUT_DIR=/o', 'TASK_MODULE=my.tasks'],
+  )
+  assert gin.query_parameter('TASKS/macro.value') == ('a',)
+  assert gin.query_parameter('TASK_MODULE/macro.value') == 'my.tasks'
+
+
+@pytest.mark.parametrize(
+  'arguments, status, message',
+  [
+    ([], 2, 'no job was named'),
+    (['fit_fc'], 2, "did you mean 'fit_cf'"),
+    (['fit_cf', '--STEPS=3'], 2, r'did you mean --gin\.STEPS='),
+    (['fit_cf', '--gin_fille=x'], 2, 'did you mean --gin_file'),
+    (['fit_cf', '--gin_file'], 2, 'needs a value'),
+    (['fit_cf', 'train_lm'], 2, 'one job at a time'),
+    (['fit_cf'], 1, 'needs a value for'),
+    (['fit_cf', '--gin_file=nowhere.gin'], 1, 'no gin file'),
+  ],
+)
+def test_exit_status(arguments, status, message, capsys):
+  import re
+
+  assert main.main(arguments) == status
+  assert re.search(message, capsys.readouterr().err)
+
+
+def test_help_of_a_job_lists_its_macros(capsys):
+  assert main.main(['fit_cf', '--help']) == 0
+  assert 'OUTPUT_DIR' in capsys.readouterr().out
+
+
+def test_a_directory_belongs_to_one_configuration(tmp_path):
+  first = "STEPS = 10\nDATASET = 'world'\n"
+  output_directory.claim(tmp_path)
+  output_directory.record(tmp_path, 'make_data', first)
+  output_directory.check(tmp_path, 'make_data', first)
+  longer = first.replace('10', '20')
+  output_directory.check(tmp_path, 'make_data', longer)
+  other = first.replace('world', 'movielens')
+  with pytest.raises(UserError, match="DATASET: 'world' there, 'movielens'"):
+    output_directory.check(tmp_path, 'make_data', other)
+  with pytest.raises(UserError, match='job: make_data there, fit_cf now'):
+    output_directory.check(tmp_path, 'fit_cf', first)
+
+
+def test_an_unwritable_directory_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='cannot be written'):
+    output_directory.claim(tmp_path / 'file' / 'below')
