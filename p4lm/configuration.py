@@ -48,9 +48,10 @@ def run(
   text = gin.config_str(max_line_length=76)
   if output_dir is not None:
     output_directory.check(output_dir, job, text)
-  configured = gin.get_configurable(function)
+  # Gin's own wrapper would add its frames and words to every error message.
+  arguments = gin.get_bindings(function)
   with output_directory.configured(job, text):
-    configured()
+    function(**arguments)
   if output_dir is not None:
     output_directory.record(output_dir, job, text)
 

@@ -8,6 +8,7 @@ that help answers at once.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from p4lm.errors import UserError
 JOBS = {
   'make_data': 'ratings and texts -> tables, splits, vocabulary',
   'fit_cf': 'ratings -> user and item embeddings (weighted ALS)',
+  'cache_tasks': 'SeqIO tasks, tokenized and cached as ArrayRecord',
   'train_lm': 'soft-token language model: stage adapters, full or lora',
   'train_reward': 'a reward model: nli, appeal, personalization, relevance',
   'train_rl': 'fine-tune against the joint reward with a KL anchor',
@@ -90,7 +92,7 @@ def parse_arguments(arguments: Sequence[str]):
       raise UsageError(f'one job at a time: got {job!r} and {argument!r}')
   if job is not None and job not in JOBS:
     near = difflib.get_close_matches(job, JOBS, n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
+    hint = f'; did you mean {near[0]!r}?' if near else '.'
     raise UsageError(f'no job {job!r}{hint} Jobs: {", ".join(JOBS)}')
   return job, wants_help, files, bindings, paths
 
@@ -129,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if wants_help:
       print(configuration.describe(job, files, paths))
       return 0
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
     configuration.run(job, files, bindings, paths)
     return 0
   except UsageError as error:

@@ -16,7 +16,7 @@ from p4lm.errors import UserError
     ('CHECKPOINT=None', 'CHECKPOINT = None'),
     ('X=%STEPS', 'X = %STEPS'),
     ("NAME='quoted'", "NAME = 'quoted'"),
-    ('NAME=a "b" \'c\'', 'NAME = \'a "b" \\\'c\\\'\''),
+    ('NAME=a "b" \'c\'', "NAME = 'a \"b\" \\'c\\''"),
   ],
 )
 def test_values_that_gin_cannot_parse_are_strings(binding, expected):

@@ -26,10 +26,4 @@ def cache_tasks(
     UserError: a task fails; the message holds its last lines.
   """
   directory = output_directory.claim(output_dir)
-  cache.cache_tasks(
-    task_module,
-    list(tasks),
-    data_dir,
-    f'{data_dir}/vocabulary.model',
-    str(directory),
-  )
+  cache.cache_tasks(task_module, list(tasks), data_dir, directory)

@@ -22,7 +22,7 @@ def pipeline(
   plots_file: str | None = None,
   vocabulary: str | None = None,
   model: str = 't5_tiny',
-  small_model: str = 't5_mini',
+  small_model: str = 't5_mini_s',
   seed: int = 0,
   parallel: int = 2,
   overrides: Mapping[str, Mapping[str, object]] | None = None,

@@ -123,8 +123,9 @@ class Runner:
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         env=environment,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
       )
+    # Before the interpreter is up; its threads are made later and inherit it.
+    os.sched_setaffinity(process.pid, cores)
     self._display.started(stage)
     self._running.append(_Running(stage, process, slot, time.monotonic()))
 

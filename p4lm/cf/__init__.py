@@ -1,0 +1,1 @@
+"""Collaborative filtering: weighted ALS and the tables it makes."""

@@ -1,0 +1,1 @@
+"""Checkpoints: named items a step, whole or not there."""

@@ -1,0 +1,1 @@
+"""Tables, texts, tasks and batches; TensorFlow stays in a process of its own."""

@@ -1,0 +1,301 @@
+"""MovieLens releases (100k, 1M, 10M, latest-small, 20M, 25M, 32M) as tables.
+
+The rules, each of which is either an error or a count in the result:
+
+- a rating outside [0.5, 5] or not finite is an error naming file and line;
+- a rating of a film that the film list lacks is an error naming line and id,
+  or, with `drop_unknown_items`, dropped and counted;
+- of several ratings of a film by one user the latest is kept (the last of
+  those with the same time), the others are counted;
+- repeated film rows, plots and tags of unknown films are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+
+from p4lm.data import csv_rows, movielens_items, tables
+from p4lm.data.archives import FileSource, open_source
+from p4lm.data.csv_rows import ID_TYPE, RowFormat
+from p4lm.data.plots import read_plots
+from p4lm.errors import UserError
+
+RATING_RANGE = (0.5, 5.0)
+
+_RATING_COLUMNS = {
+  'userId': ID_TYPE,
+  'movieId': ID_TYPE,
+  'rating': pa.float32(),
+  'timestamp': pa.int64(),
+}
+_DOUBLE_COLON = ('userId', '', 'movieId', '', 'rating', '', 'timestamp')
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """File names and row format of a family of releases."""
+
+  ratings: str
+  items: str
+  tags: str | None
+  row_format: RowFormat
+
+
+LAYOUTS = (
+  Layout('ratings.csv', 'movies.csv', 'tags.csv', RowFormat()),
+  # Arrow splits at one character: '::' gives an empty column in between.
+  Layout(
+    'ratings.dat',
+    'movies.dat',
+    'tags.dat',
+    RowFormat(':', header=_DOUBLE_COLON, quoted=False),
+  ),
+  Layout(
+    'u.data',
+    'u.item',
+    None,
+    RowFormat('\t', header=tuple(_RATING_COLUMNS), quoted=False),
+  ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+  """One release found in a directory or an archive.
+
+  Attributes:
+    source: where its files are.
+    folder: path within the source, '' for its top.
+    layout: which family it is of.
+    plots_file: a plots file lying beside it, if there is one.
+  """
+
+  source: FileSource
+  folder: str
+  layout: Layout
+  plots_file: Path | None
+
+  def path(self, name: str) -> str:
+    return str(PurePosixPath(self.folder) / name)
+
+  def has(self, name: str | None) -> bool:
+    return name is not None and self.path(name) in self.source.names()
+
+  def fingerprint(self, plots_file: str | os.PathLike | None) -> dict[str, str]:
+    """{file: hash} of everything that reading this release depends on."""
+    names = (self.layout.ratings, self.layout.items, self.layout.tags)
+    found = {
+      name: self.source.fingerprint(self.path(name))
+      for name in names
+      if self.has(name)
+    }
+    if plots_file is not None:
+      found['plots'] = tables.hash_file(plots_file)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class MovieLensData:
+  """What was read.
+
+  Attributes:
+    ratings: user_id, item_id (dictionary columns), rating, timestamp.
+    items: the `items` schema; plot is the overview, '' where there is none.
+    dropped: {reason: rows}.
+  """
+
+  ratings: pa.Table
+  items: pa.Table
+  dropped: dict[str, int]
+
+
+def find_release(data_dir: str | os.PathLike, name: str = '') -> Release:
+  """Finds the ratings in a directory or zip, or one folder below its top.
+
+  Args:
+    data_dir: directory or zip archive.
+    name: folder name (`ml-25m`) to prefer when there are several; `NAME.zip`
+      in the directory is found too.
+  Raises:
+    UserError: nothing there, or several releases and none is called `name`.
+  """
+  path = Path(data_dir)
+  if name and not (path / name).is_dir() and (path / f'{name}.zip').is_file():
+    path = path / f'{name}.zip'
+  source = open_source(path)
+  found = []
+  for layout in LAYOUTS:
+    for file in source.names():
+      if PurePosixPath(file).name == layout.ratings:
+        folder = str(PurePosixPath(file).parent)
+        found.append((folder.removeprefix('.'), layout))
+  named = [f for f in found if PurePosixPath(f[0]).name == name]
+  if len(found) > 1 and len(named) == 1:
+    found = named
+  if not found:
+    wanted = ', '.join(layout.ratings for layout in LAYOUTS)
+    raise UserError(
+      f'{source.describe()} holds no MovieLens ratings (looked for {wanted}, '
+      f'found {", ".join(source.names()[:5]) or "no files"})'
+    )
+  if len(found) > 1:
+    folders = ', '.join(folder or '.' for folder, _ in found)
+    raise UserError(
+      f'{source.describe()} holds several releases ({folders}); '
+      'name one of them in DATA_DIR'
+    )
+  folder, layout = found[0]
+  return Release(source, folder, layout, _plots_beside(path, folder))
+
+
+def _plots_beside(path: Path, folder: str) -> Path | None:
+  top = path if path.is_dir() else path.parent
+  for directory in (top / folder, top, top.parent):
+    for name in ('plots.jsonl', 'overviews.jsonl'):
+      if (directory / name).is_file():
+        return directory / name
+  return None
+
+
+def read_movielens(
+  data_dir: str | os.PathLike | Release,
+  plots_file: str | os.PathLike | None = None,
+  *,
+  drop_unknown_items: bool = False,
+) -> MovieLensData:
+  """Reads a release, checks every row, and joins the plots.
+
+  Args:
+    data_dir: directory, zip archive, or a release found in one.
+    plots_file: JSON lines (see `read_plots`), or None for no plots.
+    drop_unknown_items: count ratings of unlisted films instead of failing.
+  Returns:
+    The rows that were kept and how many were not, by reason.
+  Raises:
+    UserError: bad input; the message names the file and, where there is one,
+      the line.
+  """
+  release = data_dir if isinstance(data_dir, Release) else None
+  release = release or find_release(data_dir)
+  if not release.has(release.layout.items):
+    raise UserError(
+      f'{release.source.describe(release.path(release.layout.items))} is '
+      'missing; a release needs its list of films beside the ratings'
+    )
+  dropped: dict[str, int] = {}
+  items = movielens_items.read_items(
+    release.source,
+    release.path(release.layout.items),
+    release.path(release.layout.tags)
+    if release.has(release.layout.tags)
+    else '',
+    dropped,
+  )
+  if plots_file is not None:
+    items = movielens_items.join_plots(items, read_plots(plots_file), dropped)
+  ratings = _read_ratings(
+    release, items['item_id'].to_pylist(), drop_unknown_items, dropped
+  )
+  return MovieLensData(ratings, items, dropped)
+
+
+def _read_ratings(release, item_ids, drop_unknown_items, dropped) -> pa.Table:
+  name, row_format = (
+    release.path(release.layout.ratings),
+    release.layout.row_format,
+  )
+  table = csv_rows.read_columns(
+    release.source, name, _RATING_COLUMNS, row_format
+  )
+
+  def fail(is_bad, what, mend):
+    line, row = csv_rows.find_row(
+      release.source, name, _RATING_COLUMNS, row_format, is_bad
+    ) or (0, {})
+    raise UserError(
+      f'{release.source.describe(name)}, line {line}: {what(row)}; {mend}'
+    )
+
+  _check_ratings(table['rating'], fail)
+  users = tables.encode_ids(table['userId'])
+  items = tables.encode_ids(table['movieId'])
+  if '' in users.ids:
+    fail(
+      lambda row: not row['userId'],
+      lambda row: 'userId is empty',
+      'every rating needs the id of a user',
+    )
+  listed = set(item_ids)
+  unknown = np.array([id_ not in listed for id_ in items.ids], bool)
+  keep = ~unknown[items.codes]
+  num_unknown = len(keep) - int(keep.sum())
+  if num_unknown and not drop_unknown_items:
+    fail(
+      lambda row: row['movieId'] not in listed,
+      lambda row: (
+        f'movieId {row["movieId"]!r} is not in '
+        f'{release.layout.items} ({num_unknown} such ratings)'
+      ),
+      'mend the film list or set drop_unknown_items = True',
+    )
+  timestamps = table['timestamp'].to_numpy()
+  latest = _latest(users.codes, items.codes, len(items.ids), timestamps)
+  _count(dropped, 'rating of an unknown item', num_unknown)
+  _count(
+    dropped,
+    'duplicate (user, item), an older rating',
+    int((keep & ~latest).sum()),
+  )
+  keep &= latest
+  result = pa.table(
+    {
+      'user_id': tables.decode_ids(users.codes, users.ids),
+      'item_id': tables.decode_ids(items.codes, items.ids),
+      'rating': table['rating'],
+      'timestamp': table['timestamp'],
+    }
+  )
+  if not keep.any():
+    raise UserError(
+      f'{release.source.describe(name)}: no rating is of a film in '
+      f'{release.layout.items}'
+    )
+  return result if keep.all() else result.filter(pa.array(keep))
+
+
+def _check_ratings(column: pa.ChunkedArray, fail) -> None:
+  low, high = RATING_RANGE
+  ratings = column.to_numpy()
+  # A NaN fails both comparisons.
+  if not ((ratings >= low) & (ratings <= high)).all():
+    fail(
+      lambda row: not low <= float(row['rating']) <= high,
+      lambda row: f'rating {row.get("rating")} is outside [{low}, {high}]',
+      'mend or remove the row',
+    )
+
+
+def _latest(users, items, num_items: int, timestamps) -> np.ndarray:
+  """bool [M], False on all but the latest rating of a (user, item)."""
+  keys = users.astype(np.int64) * num_items + items
+  keep = np.ones(len(keys), bool)
+  ordered = np.sort(keys)
+  repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+  if len(repeated):
+    position = np.searchsorted(repeated, keys).clip(max=len(repeated) - 1)
+    rows = np.flatnonzero(repeated[position] == keys)
+    # Rows are the last key: among equal times the later row wins.
+    order = rows[np.lexsort((rows, timestamps[rows], keys[rows]))]
+    is_last = np.append(keys[order][1:] != keys[order][:-1], True)
+    keep[order[~is_last]] = False
+  return keep
+
+
+def _count(dropped: dict[str, int], reason: str, number: int) -> None:
+  if number:
+    dropped[reason] = dropped.get(reason, 0) + number

@@ -1,0 +1,1 @@
+"""Sampling from a recommender and scoring given responses."""

@@ -1,0 +1,1 @@
+"""Metrics, the paper's tables with intervals, and the report."""

@@ -1,0 +1,236 @@
+"""Plots of the report, drawn by matplotlib as standalone SVG text."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from p4lm.evaluation.statistics import Interval
+from p4lm.evaluation.table_one import Contrast, TableOne, label
+from p4lm.evaluation.user_match import UserMatch
+
+INK, GREY, RULE = '#1f2328', '#6b7280', '#d8dce2'
+UP, DOWN, NEUTRAL = '#17784a', '#b23a24', '#6b7280'
+PALETTE = (
+  '#2b5f8f', '#c8762b', '#17784a', '#8a4f9e', '#b23a24', '#3f8c8c', '#7a6a2f',
+)  # fmt: skip
+_STYLE = {
+  'svg.fonttype': 'none',
+  'font.family': 'sans-serif',
+  'font.sans-serif': ['Inter', 'Helvetica Neue', 'Arial', 'DejaVu Sans'],
+  'font.size': 10,
+  'axes.edgecolor': RULE,
+  'axes.labelcolor': GREY,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'text.color': INK,
+  'xtick.color': GREY,
+  'ytick.color': GREY,
+}
+# Panels of a run's learning curves: title and which metrics they show.
+PANELS: Sequence[tuple[str, Callable[[str], bool]]] = (
+  ('Loss', lambda n: n == 'loss' or n.endswith(('/loss', '_loss'))),
+  ('Reward', lambda n: n.split('/')[0].split('_')[0] in ('reward', 'rewards')),
+  ('KL to the anchor', lambda n: n.split('/')[0].split('_')[0] == 'kl'),
+  ('Accuracy', lambda n: 'accuracy' in n),
+  ('Objective', lambda n: n == 'objective'),
+)
+_MAX_POINTS = 150
+
+
+def means_chart(table: TableOne) -> str:
+  """Mean ± standard error of every system, one panel a criterion."""
+  criteria = list(dict.fromkeys(row.criterion for row in table.rows))
+  systems = list(dict.fromkeys(row.system for row in table.rows))
+  height = 0.9 + 0.3 * len(systems)
+  figure, axes = _figure(9.6, height, columns=len(criteria), sharey=True)
+  for axis, criterion in zip(axes, criteria):
+    for place, system in enumerate(systems):
+      mean = table.row(system, criterion).mean
+      color = GREY if system == table.baseline else PALETTE[place - 1]
+      error = mean.standard_error if math.isfinite(mean.standard_error) else 0
+      axis.errorbar(
+        mean.mean, place, xerr=error, fmt='o', color=color, markersize=6,
+        elinewidth=2,
+      )  # fmt: skip
+    _title(axis, label(criterion, table.judge))
+    _interval_axis(axis)
+  axes[0].set_yticks(range(len(systems)), systems)
+  axes[0].set_ylim(len(systems) - 0.5, -0.5)
+  return _svg(figure)
+
+
+def forest_chart(contrasts: Sequence[Contrast]) -> str:
+  """Differences with their intervals, one line a contrast, zero marked.
+
+  Each judge and criterion has its own unit, so each has its own panel.
+  """
+  groups: dict[tuple[str, str], list[Contrast]] = {}
+  for contrast in contrasts:
+    groups.setdefault((contrast.judge, contrast.criterion), []).append(contrast)
+  columns = min(4, len(groups))
+  rows = -(-len(groups) // columns)
+  most = max(len(group) for group in groups.values())
+  names = list(dict.fromkeys(f'{c.first} − {c.second}' for c in contrasts))
+  figure, axes = _figure(
+    9.6, rows * (1.0 + 0.32 * most), columns=columns, rows=rows, sharey=True
+  )
+  for axis, ((judge, criterion), group) in zip(axes, groups.items()):
+    for contrast in group:
+      place = names.index(f'{contrast.first} − {contrast.second}')
+      color = {'higher': UP, 'lower': DOWN}.get(contrast.verdict, NEUTRAL)
+      _draw_interval(axis, contrast.difference, place, color)
+    axis.axvline(0, color=INK, linewidth=0.8)
+    _title(axis, f'{label(criterion, judge)} · {judge}')
+    _interval_axis(axis)
+  for axis in axes[len(groups) :]:
+    axis.set_visible(False)
+  axes[0].set_yticks(range(len(names)), names)
+  axes[0].set_ylim(len(names) - 0.5, -0.5)
+  return _svg(figure)
+
+
+def user_match_chart(found: Mapping[str, UserMatch]) -> str:
+  """AUC of both versions of the test for every system, 0.5 marked."""
+  figure, (axis,) = _figure(8.2, 0.9 + 0.42 * len(found))
+  for place, match in enumerate(found.values()):
+    for shift, auc, marker in (
+      (-0.12, match.matched_auc, 'o'),
+      (0.12, match.controlled_auc, 'D'),
+    ):
+      if auc is not None:
+        color = UP if auc.low > 0.5 else DOWN if auc.high < 0.5 else NEUTRAL
+        _draw_interval(axis, auc, place + shift, color, marker)
+  axis.axvline(0.5, color=INK, linewidth=0.8)
+  axis.plot([], [], 'o', color=GREY, label='against other users')
+  axis.plot([], [], 'D', color=GREY, label="against another user's text")
+  axis.legend(
+    loc='center left', bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9
+  )
+  axis.set_yticks(range(len(found)), list(found))
+  axis.set_ylim(len(found) - 0.5, -0.5)
+  _interval_axis(axis, ticks=7)
+  axis.set_xlabel('AUC (0.5: no better than chance)')
+  return _svg(figure)
+
+
+def learning_chart(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+  """Curves of one run, one panel a kind of metric; '' without any to show."""
+  panels = []
+  for title, wanted in PANELS:
+    names = [name for name in metrics if wanted(name)]
+    if names:
+      panels.append((title, names))
+  if not panels:
+    return ''
+  figure, axes = _figure(min(9.6, 3.2 * len(panels)), 2.8, columns=len(panels))
+  for axis, (title, names) in zip(axes, panels):
+    for place, name in enumerate(names):
+      points = _thin(metrics[name])
+      axis.plot(
+        [step for step, _ in points],
+        [value for _, value in points],
+        color=PALETTE[place % len(PALETTE)],
+        linewidth=1.4,
+        marker='o' if len(points) == 1 else None,
+        label=name,
+      )
+    _title(axis, title)
+    axis.set_xlabel('step')
+    axis.grid(color=RULE, linewidth=0.6)
+    axis.locator_params(axis='x', nbins=5)
+    if len(names) > 1:
+      axis.legend(
+        loc='upper left',
+        bbox_to_anchor=(-0.02, -0.24),
+        ncols=2,
+        frameon=False,
+        fontsize=7.5,
+        handlelength=1.0,
+        columnspacing=1.0,
+      )
+  return _svg(figure)
+
+
+def read_metrics(path) -> dict[str, list[tuple[int, float]]]:
+  """Series by name from a metrics.jsonl; other lines and values are skipped.
+
+  Returns:
+    {name: [(step, value), ...]} in the order of the file; empty without one.
+  """
+  path = Path(path)
+  series: dict[str, list[tuple[int, float]]] = {}
+  if not path.exists():
+    return series
+  for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+    try:
+      entry = json.loads(line)
+      step = int(entry.pop('step'))
+    except (ValueError, KeyError, TypeError, AttributeError):
+      # A killed run may leave half a line.
+      continue
+    for name, value in entry.items():
+      number = isinstance(value, (int, float)) and not isinstance(value, bool)
+      if number and math.isfinite(value):
+        series.setdefault(name, []).append((step, float(value)))
+  return series
+
+
+def _title(axis, text: str) -> None:
+  axis.set_title(text, loc='left', fontsize=10, fontweight='bold')
+
+
+def _interval_axis(axis, ticks: int = 4) -> None:
+  axis.grid(axis='x', color=RULE, linewidth=0.6)
+  axis.set_axisbelow(True)
+  axis.tick_params(axis='y', length=0, labelcolor=INK)
+  axis.margins(x=0.12)
+  axis.locator_params(axis='x', nbins=ticks)
+
+
+def _draw_interval(
+  axis, interval: Interval, place: float, color: str, marker: str = 'o'
+) -> None:
+  if math.isfinite(interval.low):
+    axis.plot(
+      [interval.low, interval.high], [place, place], color=color, linewidth=2
+    )
+  axis.plot([interval.estimate], [place], marker, color=color, markersize=5.5)
+
+
+def _thin(points):
+  """At most about `_MAX_POINTS` points, means over equal runs of points."""
+  size = -(-len(points) // _MAX_POINTS)
+  if size <= 1:
+    return points
+  chunks = (points[i : i + size] for i in range(0, len(points), size))
+  return [
+    (chunk[-1][0], sum(value for _, value in chunk) / len(chunk))
+    for chunk in chunks
+  ]
+
+
+def _figure(width, height, *, columns=1, rows=1, sharey=False):
+  # Figure rather than pyplot: no global state and no display.
+  from matplotlib import rc_context
+  from matplotlib.figure import Figure
+
+  with rc_context(_STYLE):
+    figure = Figure(figsize=(width, height), layout='constrained')
+    axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False)
+  return figure, list(axes.ravel())
+
+
+def _svg(figure) -> str:
+  from matplotlib import rc_context
+
+  buffer = io.StringIO()
+  with rc_context(_STYLE):
+    figure.savefig(
+      buffer, format='svg', transparent=True, metadata={'Date': None}
+    )
+  text = buffer.getvalue()
+  return text[text.index('<svg') :]

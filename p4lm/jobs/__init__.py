@@ -1,0 +1,1 @@
+"""The jobs of `p4lm JOB`, one readable file each."""

@@ -1,0 +1,373 @@
+"""make_data: ratings and texts -> tables, splits, vocabulary, manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from p4lm.data import movielens, splits, tables
+from p4lm.data.atomic import atomic_directory, check_target
+from p4lm.data.vocabulary import Vocabulary
+from p4lm.data.vocabulary_corpus import training_texts
+from p4lm.errors import UserError
+from p4lm.writers.template import TemplateConfig, TemplateWriter
+
+if TYPE_CHECKING:
+  from p4lm.data.world import WorldConfig
+
+FORMAT = 1
+VOCABULARY_FILE = 'vocabulary.model'
+RAW = 'raw'
+# The world has some 700 words; a release has tens of thousands.
+DEFAULT_VOCABULARY_SIZES = {'world': 2048, 'movielens': 8192}
+
+_TEXT_TABLES = ('texts', 'pairs', 'relevance', 'rl_prompts')
+
+
+def make_data(
+  *,
+  output_dir: str,
+  dataset: str = 'world',
+  data_dir: str | None = None,
+  plots_file: str | None = None,
+  vocabulary: str | None = None,
+  vocabulary_size: int | None = None,
+  seed: int = 0,
+  test_share: float = 0.2,
+  validation_share: float = 0.1,
+  num_evaluation_pairs: int = 200,
+  write_texts: bool = True,
+  drop_unknown_items: bool = False,
+  world: WorldConfig | None = None,
+  writer: TemplateConfig | None = None,
+) -> dict:
+  """Makes the data directory that every other job reads.
+
+  All or nothing: the tables appear together, and `manifest.json` last. Run
+  again with the same parameters and inputs it does nothing.
+
+  Args:
+    output_dir: directory to make.
+    dataset: 'world' (synthetic, embedded), 'movielens', or the name of a
+      release such as 'ml-25m', which picks it out of several in data_dir.
+    data_dir: MovieLens directory or zip archive; None for the world.
+    plots_file: JSON lines with `movieId` and `overview`; None takes
+      `plots.jsonl` or `overviews.jsonl` beside the release.
+    vocabulary: a SentencePiece model to use; None trains one on the texts.
+    vocabulary_size: of a trained one, 100 sentinels included; None takes 2048
+      for the world, 8192 otherwise.
+    seed: of the world, the splits and the texts.
+    test_share: share of each user's ratings held out to judge.
+    validation_share: share held out to tune.
+    num_evaluation_pairs: held-out (user, film) pairs to write about.
+    write_texts: False makes ratings, items and splits alone (for fit_cf).
+    drop_unknown_items: count ratings of unlisted films instead of failing.
+    world: size and noise of the world; its seed is `seed`.
+    writer: sizes and manner of the texts about a release.
+  Returns:
+    The manifest.
+  Raises:
+    UserError: bad input, or output_dir holds something else.
+  """
+  started = time.monotonic()
+  kind = _kind_of(dataset, data_dir)
+  size = vocabulary_size or DEFAULT_VOCABULARY_SIZES[kind]
+  config = _config_of(kind, world, writer, seed)
+  release = _find(dataset, data_dir) if kind == 'movielens' else None
+  if release is not None:
+    plots_file = plots_file or release.plots_file
+    _check_plots(plots_file, write_texts)
+  parameters = {
+    'dataset': kind,
+    'seed': seed,
+    'test_share': test_share,
+    'validation_share': validation_share,
+    'num_evaluation_pairs': num_evaluation_pairs,
+    'write_texts': write_texts,
+    'drop_unknown_items': drop_unknown_items,
+    'vocabulary_size': None if vocabulary else size,
+    'texts': _json_of(config),
+    'inputs': _fingerprint(release, plots_file, vocabulary),
+  }
+  manifest = _already_made(output_dir, parameters)
+  if manifest is not None:
+    print(f'{output_dir}: already made, nothing to do')
+    return manifest
+  with atomic_directory(output_dir) as staging:
+    steps = _Steps()
+    data, source = _read(
+      staging, release, plots_file, config, parameters, steps
+    )
+    made = _tables(data, source, parameters, steps)
+    _make_vocabulary(staging, made, vocabulary, size, seed, steps)
+    tables.save_tables(staging, made)
+    manifest = tables.save_manifest(
+      staging,
+      {
+        'format': FORMAT,
+        'dataset': kind,
+        'seed': seed,
+        'parameters': parameters,
+        'counts': _counts(made),
+        'dropped': data.dropped,
+        'split_hash': splits.split_hash(made['ratings']),
+      },
+    )
+    steps.done(
+      'save', f'{_megabytes(manifest)}, {len(manifest["files"])} files'
+    )
+  _report(output_dir, manifest, time.monotonic() - started)
+  return manifest
+
+
+def _kind_of(dataset: str, data_dir: str | None) -> str:
+  if dataset == 'world':
+    if data_dir is not None:
+      raise UserError(
+        f"dataset is 'world', which has no DATA_DIR, but DATA_DIR is "
+        f"{data_dir}; set DATASET to 'movielens' to read it"
+      )
+    return 'world'
+  if dataset != 'movielens' and not dataset.startswith('ml-'):
+    raise UserError(
+      f"no dataset {dataset!r}; DATASET is 'world', 'movielens' or the name "
+      "of a MovieLens release such as 'ml-25m'"
+    )
+  if data_dir is None:
+    raise UserError(
+      f'dataset {dataset!r} needs DATA_DIR: the directory or zip archive of '
+      'the release'
+    )
+  return 'movielens'
+
+
+def _config_of(kind, world, writer, seed):
+  if kind == 'movielens':
+    return writer or TemplateConfig()
+  from p4lm.data.world import WorldConfig
+
+  return dataclasses.replace(world or WorldConfig(), seed=seed)
+
+
+def _find(dataset: str, data_dir: str) -> movielens.Release:
+  return movielens.find_release(
+    data_dir, '' if dataset == 'movielens' else dataset
+  )
+
+
+def _check_plots(plots_file, write_texts: bool) -> None:
+  if plots_file is None and write_texts:
+    raise UserError(
+      'no plots: give PLOTS_FILE (JSON lines with movieId and overview), or '
+      'set make_data.write_texts = False to make the rating tables alone'
+    )
+  if plots_file is not None and not Path(plots_file).is_file():
+    raise UserError(f'PLOTS_FILE {plots_file} does not exist')
+
+
+def _fingerprint(release, plots_file, vocabulary) -> dict[str, str]:
+  inputs = release.fingerprint(plots_file) if release else {}
+  if vocabulary is not None:
+    inputs['vocabulary'] = Vocabulary.load(vocabulary).sha256
+  return inputs
+
+
+def _json_of(config) -> dict:
+  """The dataclass as JSON reads it back (tuples are lists there)."""
+  return {
+    name: list(value) if isinstance(value, tuple) else value
+    for name, value in dataclasses.asdict(config).items()
+  }
+
+
+def _already_made(output_dir, parameters: Mapping) -> dict | None:
+  """The manifest of a directory made from the same parameters, or None."""
+  directory = Path(output_dir)
+  if not (directory / tables.MANIFEST).exists():
+    names = [f'{name}.parquet' for name in tables.SCHEMAS]
+    known = (VOCABULARY_FILE, RAW, 'truth.npz', 'lexicon.json')
+    check_target(directory, [*names, *known])
+    return None
+  manifest = tables.read_manifest(directory)
+  old, new = _flat(manifest.get('parameters', {})), _flat(parameters)
+  changed = [
+    f'{name}: {old.get(name)!r} there, {new.get(name)!r} now'
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name)
+  ]
+  if manifest.get('format') != FORMAT:
+    changed.insert(0, f'format: {manifest.get("format")} there, {FORMAT} now')
+  if changed:
+    raise UserError(
+      f'OUTPUT_DIR {output_dir} holds another data set '
+      f'({"; ".join(changed[:3])}); choose another OUTPUT_DIR or remove it'
+    )
+  for name, file in manifest['files'].items():
+    path = directory / name
+    if not path.is_file() or path.stat().st_size != file['bytes']:
+      raise UserError(
+        f'OUTPUT_DIR {output_dir} is damaged: {name} is missing or of another '
+        'size; remove the directory and run make_data again'
+      )
+  return manifest
+
+
+def _flat(parameters: Mapping, prefix: str = '') -> dict[str, object]:
+  """{'texts.num_pairs': 6000, ...} of nested dictionaries."""
+  flat = {}
+  for name, value in parameters.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+class _WorldSource:
+  """Writes about a world; the plots are the world's own."""
+
+  def __init__(self, world, items: pa.Table):
+    self._world, self.items = world, items
+
+  def build(self, train_ratings, evaluation_pairs) -> dict[str, pa.Table]:
+    from p4lm.data.world import build_text_tables
+
+    plain = pa.table(
+      {
+        name: train_ratings[name].cast(pa.string())
+        for name in ('user_id', 'item_id')
+      }
+    )
+    return build_text_tables(self._world, plain, evaluation_pairs)
+
+
+def _read(staging, release, plots_file, config, parameters, steps):
+  """The ratings and items, and what writes about them (None for no texts)."""
+  if release is None:
+    return _make_world(staging, config, steps)
+  data = movielens.read_movielens(
+    release, plots_file, drop_unknown_items=parameters['drop_unknown_items']
+  )
+  steps.done('read', _about_ratings(release.source.describe(), data))
+  if not parameters['write_texts']:
+    return data, None
+  return data, TemplateWriter(data.items, config, parameters['seed'])
+
+
+def _make_world(staging: Path, config, steps):
+  """Builds a world, writes it as a MovieLens release, reads it back."""
+  from p4lm.data.world import build_world, save_truth, write_movielens_files
+
+  world = build_world(config)
+  write_movielens_files(world, staging / RAW)
+  save_truth(world, staging)
+  steps.done('world', f'{config.num_users:,} users, {config.num_items:,} items')
+  data = movielens.read_movielens(staging / RAW, staging / RAW / 'plots.jsonl')
+  steps.done('read', _about_ratings('its MovieLens files', data))
+  return data, _WorldSource(world, data.items)
+
+
+def _tables(data, source, parameters: Mapping, steps) -> dict[str, pa.Table]:
+  """Splits the ratings and writes the texts from the train split."""
+  ratings = splits.split_ratings(
+    data.ratings,
+    seed=parameters['seed'],
+    test_share=parameters['test_share'],
+    validation_share=parameters['validation_share'],
+  )
+  steps.done('split', _about_splits(ratings))
+  made = {'items': data.items, 'ratings': ratings}
+  if not parameters['write_texts']:
+    return made
+  rule = splits.EvaluationRule(count=parameters['num_evaluation_pairs'])
+  evaluation_pairs = splits.choose_evaluation_pairs(
+    ratings, source.items, seed=parameters['seed'], rule=rule
+  )
+  is_train = splits.split_codes(ratings) == splits.TRAIN
+  written = source.build(ratings.filter(pa.array(is_train)), evaluation_pairs)
+  splits.check_leakage(
+    ratings, evaluation_pairs, {name: written[name] for name in _TEXT_TABLES}
+  )
+  steps.done('texts', _about_texts(written))
+  return made | written
+
+
+def _make_vocabulary(staging, made, given, size, seed, steps) -> None:
+  path = staging / VOCABULARY_FILE
+  if given is not None:
+    shutil.copyfile(given, path)
+    steps.done('vocabulary', f'{Vocabulary.load(path).size:,} pieces, given')
+  elif 'texts' in made:
+    trained = Vocabulary.train(training_texts(made), path, size=size, seed=seed)
+    steps.done('vocabulary', f'{trained.size:,} pieces, trained')
+
+
+def _counts(made: Mapping[str, pa.Table]) -> dict[str, int]:
+  counts = {name: len(table) for name, table in made.items()}
+  counts['rated_items'] = _num_ids(made['ratings'], 'item_id')
+  counts['rating_users'] = _num_ids(made['ratings'], 'user_id')
+  described = sum(1 for plot in made['items']['plot'].to_pylist() if plot)
+  counts['items_with_plot'] = described
+  return counts
+
+
+def _num_ids(table: pa.Table, column: str) -> int:
+  return len(tables.encode_ids(table[column]).ids)
+
+
+class _Steps:
+  """One line for each step that is done, with its seconds."""
+
+  def __init__(self):
+    self._last = time.monotonic()
+
+  def done(self, name: str, about: str) -> None:
+    now = time.monotonic()
+    print(f'  {name:<11}{now - self._last:6.1f} s  {about}', flush=True)
+    self._last = now
+
+
+def _about_ratings(what: str, data: movielens.MovieLensData) -> str:
+  return (
+    f'{what}: {len(data.ratings):,} ratings, '
+    f'{_num_ids(data.ratings, "user_id"):,} users, {len(data.items):,} items'
+  )
+
+
+def _about_splits(ratings: pa.Table) -> str:
+  codes = splits.split_codes(ratings)
+  return ', '.join(
+    f'{name} {int((codes == code).sum()):,}'
+    for code, name in enumerate(tables.SPLITS)
+  )
+
+
+def _about_texts(made: Mapping[str, pa.Table]) -> str:
+  return ', '.join(
+    f'{name} {len(table):,}' for name, table in made.items() if name != 'items'
+  )
+
+
+def _megabytes(manifest: Mapping) -> str:
+  total = sum(file['bytes'] for file in manifest['files'].values())
+  return f'{total / 1e6:.1f} MB'
+
+
+def _report(output_dir: str | os.PathLike, manifest: Mapping, seconds: float):
+  counts, dropped = manifest['counts'], manifest['dropped']
+  print(
+    f'{output_dir}: {counts["ratings"]:,} ratings of '
+    f'{counts["rating_users"]:,} users, {counts["items"]:,} items '
+    f'({counts["items_with_plot"]:,} with a plot), in {seconds:.1f} s'
+  )
+  for reason, number in sorted(dropped.items()):
+    print(f'  dropped {number:,}: {reason}')
+  if not dropped:
+    print('  nothing was dropped')

@@ -1,0 +1,195 @@
+"""Trains the soft-token language model by maximum likelihood.
+
+P4LM's warm start is two runs of this job: stage `adapters` trains W_U and W_I
+alone under a frozen language model (item embedding -> plot, user embedding ->
+preferences); stage `full` or `lora` then trains everything, or low-rank
+updates, on pitches. A text-only task trains a model without CF vectors.
+"""
+
+from __future__ import annotations
+
+from flax import nnx
+
+from p4lm import output_directory
+from p4lm.cf.tables import CFTables
+from p4lm.runs import fitting, model_directory
+from p4lm.data import cache, loader
+from p4lm.data.features import CFFeatures, LMConverter
+from p4lm.data.vocabulary import Vocabulary
+from p4lm.errors import UserError
+from p4lm.models import lora
+from p4lm.models.adapter import AdapterConfig
+from p4lm.models.recommender import Recommender, RecommenderConfig
+from p4lm.models.t5 import T5Config
+from p4lm.ops.supervised import token_accuracy, token_cross_entropy
+from p4lm.training.optimizers import OptimizerConfig
+
+
+def train_lm(
+  *,
+  data_dir: str,
+  output_dir: str,
+  model: T5Config,
+  task: str,
+  stage: str,
+  optimizer: OptimizerConfig,
+  steps: int,
+  batch_size: int,
+  prompt_length: int,
+  response_length: int,
+  seed: int,
+  cf_dir: str | None = None,
+  tasks_dir: str | None = None,
+  checkpoint: str | None = None,
+  task_module: str = 'tasks.movielens',
+  adapter_width: int | None = None,
+  tokens_per_vector: int = 1,
+  lora_rank: int = 8,
+  lora_alpha: float = 16.0,
+  mesh_shape: str | None = None,
+  accumulate: int = 1,
+  log_every: int = 10,
+  checkpoint_every: int = 200,
+) -> None:
+  """Maximum likelihood on a SeqIO task, with CF vectors where it has them.
+
+  Args:
+    data_dir: tables and vocabulary of `make_data`.
+    output_dir: gets checkpoints, metrics, `model.json`, `model-info.txt`.
+    model: sizes of the language model; those of `checkpoint` win over it.
+    task: a registered SeqIO task or mixture.
+    stage: 'adapters', 'full', 'lora', or 're:' and a regular expression over
+      parameter names: what trains; the rest stays bit-identical.
+    optimizer, steps, batch_size: of the training.
+    prompt_length, response_length: P and L in tokens.
+    seed: of initialisation, data order and dropout.
+    cf_dir: CF embeddings of `fit_cf`, for tasks with CF vectors.
+    tasks_dir: where cached tasks are; `DATA_DIR/tasks` by default.
+    checkpoint: OUTPUT_DIR of an earlier training whose parameters to start
+      from; adapters that it lacks start fresh.
+    task_module: Python module that registers the task.
+    adapter_width: hidden width of the adapters; the model's width by default.
+    tokens_per_vector: soft tokens a CF vector becomes.
+    lora_rank, lora_alpha: of stage 'lora'.
+    mesh_shape: such as 'data=2,model=2'; all devices on `data` by default.
+    accumulate: microbatches a step.
+    log_every, checkpoint_every: in steps.
+  Raises:
+    UserError: bad input, a checkpoint that does not fit, a loss that is NaN.
+  """
+  directory = output_directory.claim(output_dir)
+  vocabulary = Vocabulary.load(f'{data_dir}/vocabulary.model')
+  cached = cache.ensure_cached(task_module, task, data_dir, tasks_dir)
+  tables = CFTables.load(_needed(cf_dir, task)) if cached.cf_kinds else None
+
+  recommender = _recommender(
+    model,
+    vocabulary,
+    tables,
+    checkpoint,
+    seed,
+    adapter_width,
+    tokens_per_vector,
+  )
+  lora_config = None
+  if stage == 'lora':
+    lora_config = {'rank': lora_rank, 'alpha': lora_alpha}
+    lora.apply_lora(recommender, **lora_config, rngs=nnx.Rngs(seed + 1))
+  card = model_directory.describe(
+    recommender.config,
+    task=task,
+    vocabulary=vocabulary,
+    prompt_length=prompt_length,
+    response_length=response_length,
+    tables=tables,
+    cf_dir=cf_dir,
+    stage=stage,
+    lora_config=lora_config,
+  )
+  model_directory.write_card(directory, card, vocabulary)
+
+  converter = LMConverter(
+    prompt_length, response_length, vocabulary.eos_id, CFFeatures.of(tables)
+  )
+  fit = fitting.prepare(
+    recommender,
+    directory,
+    fitting.FitConfig(
+      stage=stage,
+      optimizer=optimizer,
+      steps=steps,
+      seed=seed,
+      mesh_shape=mesh_shape,
+      accumulate=accumulate,
+      log_every=log_every,
+      checkpoint_every=checkpoint_every,
+    ),
+  )
+  fit.run(
+    fit.step_of(_maximum_likelihood(fit.graphdef)),
+    lambda start: loader.load_batches(
+      cached.directory,
+      cached.tasks,
+      'train',
+      converter,
+      batch_size,
+      seed,
+      start_step=start,
+    ),
+  )
+
+
+def _needed(cf_dir: str | None, task: str) -> str:
+  if cf_dir is None:
+    raise UserError(
+      f'task {task!r} reads CF vectors: give the OUTPUT_DIR of fit_cf as '
+      '--gin.CF_DIR=...'
+    )
+  return cf_dir
+
+
+def _recommender(
+  sizes, vocabulary, tables, checkpoint, seed, adapter_width, tokens_per_vector
+) -> Recommender:
+  """A model to train: fresh, or with the parameters of `checkpoint`."""
+  start = None
+  if checkpoint is not None:
+    start = model_directory.load_model(checkpoint, kind='recommender')
+    model_directory.check_same_vocabulary(start, vocabulary)
+    sizes = start.config.lm
+  else:
+    sizes = model_directory.sizes_for(sizes, vocabulary)
+  adapter = start.config.adapter if start is not None else None
+  if adapter is None and tables is not None:
+    adapter = AdapterConfig(
+      cf_width=tables.width,
+      hidden_width=adapter_width or sizes.d_model,
+      tokens_per_vector=tokens_per_vector,
+    )
+  config = RecommenderConfig(sizes, adapter, vocabulary.soft_token_id)
+  recommender = model_directory.new_model(config, seed)
+  if start is not None:
+    model_directory.start_from(recommender, start, may_lack='adapters')
+  return recommender
+
+
+def _maximum_likelihood(graphdef):
+  def loss_fn(params, frozen, batch, key):
+    model = nnx.merge(graphdef, params, frozen)
+    logits = model(
+      batch['prompt_tokens'],
+      batch['response_tokens'],
+      batch['cf_embeddings'],
+      batch['cf_kind_ids'],
+      dropout_key=key,
+    )
+    tokens, mask = batch['response_tokens'], batch['response_mask']
+    loss = token_cross_entropy(logits, tokens, response_mask=mask)
+    metrics = {
+      'accuracy': token_accuracy(logits, tokens, response_mask=mask),
+      'loss_weight': mask.sum(),
+      'tokens': mask.sum() + (batch['prompt_tokens'] != 0).sum(),
+    }
+    return loss, metrics
+
+  return loss_fn

@@ -1,0 +1,1 @@
+"""Language models, CF adapters, reward models and LoRA in Flax NNX."""

@@ -1,0 +1,69 @@
+"""Configurations as JSON: frozen dataclasses out and back, nested ones too."""
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any, Self
+
+from p4lm.errors import UserError
+
+
+class JsonConfig:
+  """Gives a dataclass `to_json` and a strict `from_json`."""
+
+  def to_json(self) -> str:
+    """The fields as indented JSON, in order of declaration."""
+    return json.dumps(dataclasses.asdict(self), indent=2) + '\n'
+
+  @classmethod
+  def from_json(cls, text: str) -> Self:
+    """The configuration that `to_json` wrote.
+
+    Raises:
+      UserError: no JSON object, or a field that this class does not have or
+        that has no default and is missing.
+    """
+    try:
+      values = json.loads(text)
+    except json.JSONDecodeError as error:
+      raise UserError(f'{cls.__name__}: not JSON: {error}.') from error
+    return _from_dict(cls, values)
+
+
+def _from_dict(cls: type, values: Any) -> Any:
+  if not isinstance(values, dict):
+    raise UserError(
+      f'{cls.__name__}: expected a JSON object, got {type(values).__name__}.'
+    )
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  unknown = sorted(set(values) - set(fields))
+  missing = sorted(
+    name
+    for name, field in fields.items()
+    if name not in values and field.default is dataclasses.MISSING
+  )
+  if unknown or missing:
+    raise UserError(
+      f'{cls.__name__}: unknown fields {unknown}, missing fields {missing};'
+      f' it has {", ".join(fields)}.'
+    )
+  hints = typing.get_type_hints(cls)
+  return cls(**{k: _restore(hints[k], v) for k, v in values.items()})
+
+
+def _restore(hint: Any, value: Any) -> Any:
+  for option in _options(hint):
+    if dataclasses.is_dataclass(option) and value is not None:
+      return _from_dict(option, value)
+    if typing.get_origin(option) is tuple and value is not None:
+      return tuple(value)
+  return value
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+  if isinstance(hint, types.UnionType) or typing.get_origin(hint) is (
+    typing.Union
+  ):
+    return typing.get_args(hint)
+  return (hint,)

@@ -1,0 +1,113 @@
+"""Preference losses: which of two responses did a rater prefer?"""
+
+import jax
+import jax.numpy as jnp
+
+from p4lm.ops.masks import hide, masked_mean, require_same_shape
+from p4lm.typing import Array, Bool, Float
+
+
+def bradley_terry_loss(
+  chosen_rewards: Float[Array, '...'],
+  rejected_rewards: Float[Array, '...'],
+  *,
+  pair_mask: Bool[Array, '...'],
+  margin: float | Float[Array, '...'] = 0.0,
+  label_smoothing: float = 0.0,
+  flip_rate: float = 0.0,
+  centring: float = 0.0,
+) -> Float[Array, '']:
+  r"""Mean negative log-likelihood that raters prefer the chosen response.
+
+  A reward gap is read as log-odds, P(chosen > rejected) = sigmoid(r_c - r_r);
+  over the M pairs kept by `pair_mask` (Ouyang et al. 2022, eq. 1; the chosen
+  one in the numerator, which P4LM's formula prints the other way round):
+
+      loss = -(1/M) sum_b log sigmoid(r_c[b] - r_r[b])
+
+  Only gaps matter: shifting every reward changes nothing, unless `centring`
+  is used. Equal rewards give log 2 = 0.693.
+
+  With g the gap less its margin and l(g) = -log sigmoid(g), a pair's loss is
+
+      l(g)                                        by default
+      (1 - s) l(g) + s l(-g)                      label_smoothing s
+      ((1 - f) l(g) - f l(-g)) / (1 - 2 f)        flip_rate f
+
+  Smoothing pulls gaps together; the flip rate undoes labels known to be wrong
+  with probability f, being unbiased for the loss of the true labels (Chowdhury
+  et al. 2024, eq. 12). `centring` c adds c (r_c + r_r)^2, which settles the
+  free shift at a mean reward of zero (Eisenstein et al. 2023, eq. 6).
+
+  >>> loss = bradley_terry_loss(jnp.array([1., 0.]), jnp.array([0., 2.]),
+  ...                           pair_mask=jnp.ones(2, bool))
+  >>> print(f'{loss:.4f}')
+  1.2201
+
+  Args:
+    chosen_rewards: float [B], unnormalised scores of preferred responses.
+    rejected_rewards: float [B], scores of the others, same order.
+    pair_mask: bool [B], False on padding, which may hold any value (NaN too)
+      without touching loss or gradient.
+    margin: scalar or float [B], how far apart the scores should be: larger for
+      a stronger preference.
+    label_smoothing: in [0, 0.5).
+    flip_rate: in [0, 0.5); not together with label_smoothing.
+    centring: 0 or more.
+  Returns:
+    float32 [], nats a pair; zero when no pair is kept.
+  Raises:
+    ValueError: the shapes differ (the message gives all), or an option is out
+      of its range.
+  """
+  require_same_shape(
+    chosen_rewards=chosen_rewards,
+    rejected_rewards=rejected_rewards,
+    pair_mask=pair_mask,
+  )
+  _check_rates(label_smoothing, flip_rate, centring)
+  chosen = hide(chosen_rewards, pair_mask)
+  rejected = hide(rejected_rewards, pair_mask)
+  margin = jnp.broadcast_to(jnp.asarray(margin, chosen.dtype), chosen.shape)
+  gap = chosen - rejected - hide(margin, pair_mask)
+  as_labelled, as_flipped = jax.nn.softplus(-gap), jax.nn.softplus(gap)
+  losses = (
+    (1 - label_smoothing) * as_labelled + label_smoothing * as_flipped
+    if label_smoothing
+    else ((1 - flip_rate) * as_labelled - flip_rate * as_flipped)
+    / (1 - 2 * flip_rate)
+  )
+  losses += centring * jnp.square(chosen + rejected)
+  return masked_mean(losses, pair_mask)
+
+
+def preference_accuracy(
+  chosen_rewards: Float[Array, ' B'],
+  rejected_rewards: Float[Array, ' B'],
+  *,
+  pair_mask: Bool[Array, ' B'],
+) -> Float[Array, '']:
+  """Share of kept pairs whose chosen response scores higher; a tie is half.
+
+  >>> print(preference_accuracy(jnp.array([1., 0.]), jnp.array([0., 0.]),
+  ...                           pair_mask=jnp.ones(2, bool)))
+  0.75
+  """
+  gap = hide(chosen_rewards, pair_mask) - hide(rejected_rewards, pair_mask)
+  return masked_mean((jnp.sign(gap) + 1) / 2, pair_mask)
+
+
+def _check_rates(label_smoothing, flip_rate, centring):
+  for name, rate in (
+    ('label_smoothing', label_smoothing),
+    ('flip_rate', flip_rate),
+  ):
+    if not 0 <= rate < 0.5:
+      raise ValueError(f'{name} must be in [0, 0.5), got {rate}')
+  if label_smoothing and flip_rate:
+    raise ValueError(
+      'label_smoothing and flip_rate are two answers to noisy labels: set one '
+      f'to 0, got {label_smoothing} and {flip_rate}'
+    )
+  if centring < 0:
+    raise ValueError(f'centring must be 0 or more, got {centring}')

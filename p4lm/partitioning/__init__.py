@@ -1,0 +1,1 @@
+"""Logical axis names, the rules that map them, and the one mesh function."""

@@ -1,0 +1,315 @@
+"""Reward terms that are trained models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+
+from p4lm.data.prompts import Prompt, clean_text
+from p4lm.errors import UserError
+from p4lm.models.adapter import CF_KINDS
+from p4lm.models.soft_tokens import check_soft_tokens
+from p4lm.rewards.terms import RewardRequest, TermValues
+from p4lm.rewards.text_encoding import CachingEncoder
+
+OUTPUTS = ('score', 'probability', 'log_probability', 'logit')
+OVERLONG = ('cut_end', 'invalid')
+
+
+class VocabularyLike(Protocol):
+  """The part of a vocabulary that is needed here."""
+
+  soft_token_id: int
+
+  def encode(self, text: str) -> list[int]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedTermConfig:
+  """How a reward model is run and read.
+
+  Attributes:
+    prompt_length: P, the token length that the model was trained with.
+    batch_size: texts a forward pass; smaller batches are padded up to it, so
+      that one program serves every call.
+    length_buckets: shorter lengths to pad to when a whole batch fits, each a
+      program of its own (see `LearnedTerm.compile`).
+    output: 'score' is the model's number as it is; 'logit', 'probability' and
+      'log_probability' read it as log-odds, divided by `temperature`.
+    temperature: of a calibration, 1 for none.
+    tokens_per_vector: soft tokens of each CF vector.
+    overlong: an input longer than P is cut at its end and counted
+      ('cut_end'), or masked and counted ('invalid'). If nothing of the
+      response would be left it is always masked: the model would judge the
+      prompt alone.
+  """
+
+  prompt_length: int
+  batch_size: int = 128
+  length_buckets: tuple[int, ...] = ()
+  output: str = 'score'
+  temperature: float = 1.0
+  tokens_per_vector: int = 1
+  overlong: str = 'cut_end'
+
+  def __post_init__(self):
+    for name, known in (('output', OUTPUTS), ('overlong', OVERLONG)):
+      if getattr(self, name) not in known:
+        raise UserError(
+          f'LearnedTermConfig.{name} must be one of {", ".join(known)}, got '
+          f'{getattr(self, name)!r}'
+        )
+    for name in ('prompt_length', 'batch_size', 'tokens_per_vector'):
+      if getattr(self, name) < 1:
+        raise UserError(
+          f'LearnedTermConfig.{name} must be 1 or more, got '
+          f'{getattr(self, name)}'
+        )
+    if not self.temperature > 0:
+      raise UserError(
+        f'LearnedTermConfig.temperature must be above 0: {self.temperature}'
+      )
+    if any(not 0 < b < self.prompt_length for b in self.length_buckets):
+      raise UserError(
+        f'LearnedTermConfig.length_buckets must be shorter than prompt_length '
+        f'{self.prompt_length}, got {self.length_buckets}'
+      )
+
+  @property
+  def lengths(self) -> tuple[int, ...]:
+    """Every length that a batch may be padded to, ascending."""
+    return tuple(sorted({*self.length_buckets, self.prompt_length}))
+
+
+class LearnedTerm:
+  """Judges texts with a trained model.
+
+  Texts become prompts, prompts become tokens [B, P], CF vectors are looked up
+  by id, and one compiled program scores fixed-shape batches.
+
+  Args:
+    name: of the term.
+    apply_fn: (params, tokens int [B, P], cf_embeddings float [B, N, E],
+      cf_kind_ids int [B, N]) -> scores float [B].
+    params: any pytree of arrays. An argument, not a constant of the program,
+      so that large models compile quickly.
+    config: lengths, batch size, how the score is read.
+    vocabulary: encodes prompts; its `soft_token_id` is the placeholder.
+    build_prompt: RewardRequest -> Prompt (see `kinds.prompt_builder`), or None
+      for a request that cannot be judged: masked and counted. The request's
+      text comes cleaned, so that no placeholder hides in it.
+    cf_lookup: (kind, id) -> float [E]; None if prompts have no CF vectors.
+    encoder: a `CachingEncoder` of this vocabulary shared with other terms.
+    batch_sharding: where batches are placed; None leaves it to JAX.
+
+  Attributes:
+    num_compilations: programs built so far; constant once every length bucket
+      has been seen.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    apply_fn: Callable[..., jax.Array],
+    params: Any,
+    config: LearnedTermConfig,
+    *,
+    vocabulary: VocabularyLike,
+    build_prompt: Callable[[RewardRequest], Prompt | None],
+    cf_lookup: Callable[[str, str], np.ndarray] | None = None,
+    encoder: CachingEncoder | None = None,
+    batch_sharding: jax.sharding.Sharding | None = None,
+  ):
+    self.name = name
+    self.config = config
+    self.num_compilations = 0
+    self._params = params
+    self._soft_token_id = vocabulary.soft_token_id
+    self._build_prompt = build_prompt
+    self._cf_lookup = cf_lookup
+    self._encoder = encoder or CachingEncoder(vocabulary)
+    self._batch_sharding = batch_sharding
+
+    def counted(params, tokens, cf_embeddings, cf_kind_ids):
+      # Runs when traced, that is once a compilation.
+      self.num_compilations += 1
+      return apply_fn(params, tokens, cf_embeddings, cf_kind_ids)
+
+    self._scores = jax.jit(counted)
+
+  @classmethod
+  def from_model(
+    cls, name: str, model: nnx.Module, config: LearnedTermConfig, **sources
+  ) -> LearnedTerm:
+    """A term of a model called as model(tokens, cf_embeddings, cf_kind_ids).
+
+    The keyword arguments are those of the constructor.
+    """
+    graphdef, params = nnx.split(model)
+
+    def apply_fn(params, *inputs):
+      return nnx.merge(graphdef, params)(*inputs)
+
+    return cls(name, apply_fn, params, config, **sources)
+
+  def __call__(self, requests: Sequence[RewardRequest]) -> TermValues:
+    """Values float32 [B] of B texts.
+
+    The counts tell inputs that were `truncated`, those of them whose response
+    was cut off altogether (`unread`), and requests `without_prompt`.
+
+    Raises:
+      UserError: prompts of one batch differ in their kinds of CF vectors, CF
+        vectors are wanted and there is no table, or placeholders and vectors
+        do not match.
+    """
+    requests = [
+      dataclasses.replace(request, text=clean_text(request.text))
+      for request in requests
+    ]
+    prompts = [self._build_prompt(request) for request in requests]
+    asked = np.array([prompt is not None for prompt in prompts], bool)
+    values = np.zeros(len(requests), np.float32)
+    valid = asked.copy()
+    counts = {'without_prompt': int((~asked).sum())}
+    if asked.any():
+      values[asked], valid[asked], more = self._judge(
+        [prompt for prompt in prompts if prompt is not None],
+        [request for request, kept in zip(requests, asked) if kept],
+      )
+      counts |= more
+    return TermValues(values, valid, counts)
+
+  def compile(self, request: RewardRequest) -> None:
+    """Builds the program of every length bucket, from a typical request."""
+    prompt = self._build_prompt(request)
+    if prompt is None:
+      raise UserError(
+        f'reward term {self.name!r} cannot judge the item {request.item_id!r}; '
+        'compile it with another request'
+      )
+    cf_embeddings, cf_kind_ids = self._cf_vectors([prompt], [request])
+    for length in self.config.lengths:
+      tokens = np.zeros((1, length), np.int32)
+      self._run(tokens, cf_embeddings, cf_kind_ids)
+
+  def _judge(self, prompts, requests):
+    tokens, valid, counts = self._tokens(prompts, requests)
+    cf_embeddings, cf_kind_ids = self._cf_vectors(prompts, requests)
+    check_soft_tokens(
+      tokens,
+      self._soft_token_id,
+      cf_kind_ids.shape[1] * self.config.tokens_per_vector,
+    )
+    scores = self._run(tokens, cf_embeddings, cf_kind_ids)
+    return self._read(scores), valid, counts
+
+  def _tokens(self, prompts, requests):
+    encoded = [
+      self._encoder.encode(prompt.text, request.text)
+      for prompt, request in zip(prompts, requests)
+    ]
+    limit = self.config.prompt_length
+    overlong = np.array([len(e.tokens) > limit for e in encoded])
+    unread = overlong & np.array(
+      [
+        e.response_start is not None and e.response_start >= limit
+        for e in encoded
+      ]
+    )
+    longest = min(max(len(e.tokens) for e in encoded), limit)
+    length = next(b for b in self.config.lengths if b >= longest)
+    tokens = np.zeros((len(encoded), length), np.int32)
+    for row, e in zip(tokens, encoded):
+      kept = e.tokens[:length]
+      row[: len(kept)] = kept
+    valid = ~(overlong if self.config.overlong == 'invalid' else unread)
+    counts = {'truncated': int(overlong.sum()), 'unread': int(unread.sum())}
+    return tokens, valid, counts
+
+  def _cf_vectors(self, prompts, requests):
+    kinds = tuple(prompts[0].cf_kinds)
+    for prompt in prompts:
+      if tuple(prompt.cf_kinds) != kinds:
+        raise UserError(
+          f'reward term {self.name!r}: the prompts of one batch must have the '
+          f'same CF vectors, got {kinds} and {tuple(prompt.cf_kinds)}'
+        )
+    rows = len(prompts)
+    if not kinds:
+      return np.zeros((rows, 0, 0), np.float32), np.zeros((rows, 0), np.int32)
+    if self._cf_lookup is None:
+      raise UserError(
+        f'reward term {self.name!r} reads {", ".join(kinds)} embeddings: give '
+        'it the CF tables that it was trained with'
+      )
+    vectors = [
+      [
+        self._cf_lookup(k, r.user_id if k == 'user' else r.item_id)
+        for k in kinds
+      ]
+      for r in requests
+    ]
+    kind_ids = np.array([CF_KINDS.index(k) for k in kinds], np.int32)
+    return np.asarray(vectors, np.float32), np.tile(kind_ids, (rows, 1))
+
+  def _run(self, *inputs):
+    rows, size = len(inputs[0]), self.config.batch_size
+    pending = []
+    for start in range(0, rows, size):
+      batch = [_padded(array[start : start + size], size) for array in inputs]
+      if self._batch_sharding is not None:
+        batch = jax.device_put(batch, self._batch_sharding)
+      # Not read yet, so the next batch is prepared while this one runs.
+      pending.append(self._scores(self._params, *batch))
+    return np.concatenate([np.asarray(p, np.float32) for p in pending])[:rows]
+
+  def _read(self, scores):
+    if self.config.output == 'score':
+      return scores
+    logits = scores / np.float32(self.config.temperature)
+    if self.config.output == 'logit':
+      return logits
+    log_probabilities = -np.logaddexp(np.float32(0), -logits)
+    if self.config.output == 'log_probability':
+      return log_probabilities
+    return np.exp(log_probabilities)
+
+
+def check_same_sources(
+  name: str, trained_with: Mapping[str, str], given: Mapping[str, str]
+) -> None:
+  """Refuses a reward checkpoint of another tokenizer or CF table.
+
+  Args:
+    name: of the term.
+    trained_with: hashes recorded with the checkpoint, such as
+      {'vocabulary': sha256, 'cf_tables': sha256}.
+    given: the same of what it would be run with.
+  Raises:
+    UserError: a recorded hash differs or is missing; all are named.
+  """
+  wrong = [
+    f'another {source} (trained with {trained_with[source][:12]}, given '
+    f'{given.get(source, "none")[:12]})'
+    for source in sorted(trained_with)
+    if given.get(source) != trained_with[source]
+  ]
+  if wrong:
+    raise UserError(
+      f'reward term {name!r} was trained with {", ".join(wrong)}; its scores '
+      'would mean nothing. Train it again, or give what it was trained with.'
+    )
+
+
+def _padded(array, rows):
+  missing = rows - len(array)
+  if not missing:
+    return array
+  # Repeats the last row: real tokens keep a padded row's softmax finite.
+  return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])

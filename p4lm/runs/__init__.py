@@ -1,0 +1,1 @@
+"""What several jobs share: model directories, fitting, reward terms."""

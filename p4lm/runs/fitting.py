@@ -1,0 +1,123 @@
+"""From a module, a loss and batches to a trained, checkpointed module."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from p4lm.checkpoints.manager import CheckpointStore
+from p4lm.models.selection import split_trainable
+from p4lm.partitioning.mesh import make_mesh
+from p4lm.partitioning.shardings import batch_sharding, put_state
+from p4lm.runs.model_info import write_model_info
+from p4lm.training import loop
+from p4lm.training.metric_writers import MetricWriter
+from p4lm.training.optimizers import OptimizerConfig
+from p4lm.training.state import TrainState
+from p4lm.training.step import LossFn, make_train_step
+
+Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+  """How long, how fast and where a module is trained.
+
+  Attributes:
+    stage: what trains, see `models.selection.trainable`.
+    optimizer: its name, rate and schedule.
+    steps: updates in all, those of earlier starts included.
+    seed: of dropout and sampling.
+    mesh_shape: such as 'data=2,model=2'; None puts every device on `data`.
+    accumulate: microbatches a step.
+    log_every, checkpoint_every: in steps.
+  """
+
+  stage: str
+  optimizer: OptimizerConfig
+  steps: int
+  seed: int
+  mesh_shape: str | None = None
+  accumulate: int = 1
+  log_every: int = 10
+  checkpoint_every: int = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """A training that is set up but has not begun.
+
+  Attributes:
+    graphdef: merges with the state's params and frozen to the module.
+    state: sharded over the mesh.
+    optimizer, schedule: of the run.
+    sharding: of batches.
+  """
+
+  graphdef: nnx.GraphDef
+  state: TrainState
+  optimizer: object
+  schedule: object
+  sharding: jax.sharding.Sharding
+  directory: Path
+  config: FitConfig
+
+  def step_of(self, loss_fn: LossFn):
+    """The compiled update of a loss."""
+    return make_train_step(
+      loss_fn,
+      self.optimizer,
+      accumulate=self.config.accumulate,
+      schedule=self.schedule,
+      batch_sharding=self.sharding,
+    )
+
+  def run(self, step_fn, batches_from: Batches) -> TrainState:
+    """Trains to the last step, from the newest checkpoint if there is one."""
+    writer = MetricWriter(self.directory)
+    try:
+      return loop.train(
+        self.state,
+        step_fn,
+        batches_from,
+        steps=self.config.steps,
+        checkpoints=CheckpointStore(self.directory / 'checkpoints'),
+        metric_writer=writer,
+        log_every=self.config.log_every,
+        checkpoint_every=self.config.checkpoint_every,
+        description=self.directory.name,
+      )
+    finally:
+      writer.close()
+
+
+def prepare(module: nnx.Module, directory: Path, config: FitConfig) -> Fit:
+  """Splits the module, places it on the mesh, writes `model-info.txt`.
+
+  Raises:
+    UserError: a stage that selects nothing, or a mesh that does not fit.
+  """
+  mesh = make_mesh(config.mesh_shape)
+  graphdef, params, frozen = split_trainable(module, config.stage)
+  write_model_info(directory, params, frozen)
+  optimizer = config.optimizer.make(config.steps)
+  state = TrainState.create(
+    put_state(params, mesh),
+    optimizer,
+    jax.random.key(config.seed),
+    frozen=put_state(frozen, mesh),
+  )
+  return Fit(
+    graphdef=graphdef,
+    state=state,
+    optimizer=optimizer,
+    schedule=config.optimizer.make_schedule(config.steps),
+    sharding=batch_sharding(mesh),
+    directory=directory,
+    config=config,
+  )

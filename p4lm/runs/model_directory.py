@@ -1,0 +1,296 @@
+"""A trained model on disk: what is needed to build it again.
+
+  OUTPUT_DIR/
+    model.json         sizes, kind, task, lengths, hashes of what it was made of
+    vocabulary.model   the SentencePiece model whose ids it speaks
+    checkpoints/       its steps, see `checkpoints.manager`
+
+CF tables can be far larger than a model, so they are named by path and hash
+and not copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+from flax import nnx
+
+from p4lm.cf.tables import CFTables
+from p4lm.checkpoints.manager import CheckpointStore
+from p4lm.data.vocabulary import Vocabulary
+from p4lm.errors import UserError
+from p4lm.models import lora
+from p4lm.models.recommender import Recommender, RecommenderConfig
+from p4lm.models.reward_model import RewardModel, RewardModelConfig
+from p4lm.models.selection import parameter_name, split_trainable
+from p4lm.models.t5 import T5Config
+from p4lm.partitioning.build import build_model
+
+_MODULES = {RecommenderConfig: Recommender, RewardModelConfig: RewardModel}
+_CONFIGS = {'recommender': RecommenderConfig, 'reward': RewardModelConfig}
+_VOCABULARY_MULTIPLE = 64
+
+Config = RecommenderConfig | RewardModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+  """What `model.json` holds.
+
+  Attributes:
+    kind: 'recommender' or 'reward'.
+    config: the model's configuration.
+    task: the task that it was trained on last.
+    prompt_length, response_length: P and L in tokens; L is 0 for rewards.
+    vocabulary_sha256: of `vocabulary.model`.
+    cf_dir, cf_sha256: the CF tables that it reads; None for text alone.
+    stage: what trained, which is how the checkpoint's items are divided.
+    lora: arguments of `lora.apply_lora`, or None.
+  """
+
+  kind: str
+  config: dict
+  task: str
+  prompt_length: int
+  response_length: int
+  vocabulary_sha256: str
+  cf_dir: str | None = None
+  cf_sha256: str | None = None
+  stage: str = 'full'
+  lora: dict | None = None
+
+  def model_config(self) -> Config:
+    return _CONFIGS[self.kind].from_json(json.dumps(self.config))
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+  """A model ready to run.
+
+  Attributes:
+    directory: where it came from.
+    card: its `model.json`.
+    config: sizes.
+    graphdef, params: `nnx.merge(graphdef, params)` is the module.
+    vocabulary: its SentencePiece model.
+    cf_tables: its CF tables, or None.
+    step: the checkpoint's step.
+  """
+
+  directory: Path
+  card: ModelCard
+  config: Config
+  graphdef: nnx.GraphDef
+  params: nnx.State
+  vocabulary: Vocabulary
+  cf_tables: CFTables | None
+  step: int
+
+  def module(self) -> nnx.Module:
+    return nnx.merge(self.graphdef, self.params)
+
+  @property
+  def cf_lookup(self):
+    return None if self.cf_tables is None else self.cf_tables.lookup
+
+  @property
+  def tokens_per_vector(self) -> int:
+    adapter = self.config.adapter
+    return adapter.tokens_per_vector if adapter is not None else 1
+
+
+def new_model(config: Config, seed: int) -> nnx.Module:
+  """A freshly initialised module of a configuration."""
+  return nnx.merge(*build_model(lambda: _module(config), seed))
+
+
+def sizes_for(sizes: T5Config, vocabulary: Vocabulary) -> T5Config:
+  """The sizes with an embedding row for every id, a multiple of 64."""
+  rows = -(-vocabulary.size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+  return dataclasses.replace(sizes, vocab_size=rows)
+
+
+def check_same_vocabulary(start: LoadedModel, vocabulary: Vocabulary) -> None:
+  """Raises UserError when a checkpoint speaks another vocabulary."""
+  if start.vocabulary.sha256 != vocabulary.sha256:
+    raise UserError(
+      f'CHECKPOINT {start.directory} speaks another vocabulary than '
+      f'{vocabulary.path}; make the data with its own '
+      '(make_data --gin.VOCABULARY=...)'
+    )
+
+
+def start_from(
+  module: nnx.Module, start: LoadedModel, may_lack: str | None = None
+) -> None:
+  """Copies a loaded model's parameters into a module, by name, in place.
+
+  Args:
+    module: gets the values.
+    start: gives them.
+    may_lack: parameters whose name begins so may be missing there; they keep
+      their own initialisation.
+  Raises:
+    UserError: a parameter is missing, left over or of another shape.
+  """
+  given = dict(nnx.to_flat_state(nnx.state(start.module(), nnx.Param)))
+  wanted = dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))
+  problems = [
+    f'{parameter_name(path)} is missing'
+    for path in wanted.keys() - given.keys()
+    if may_lack is None or path[0] != may_lack
+  ]
+  problems += [
+    f'{parameter_name(path)} is left over'
+    for path in given.keys() - wanted.keys()
+  ]
+  problems += [
+    f'{parameter_name(path)} is {given[path].shape}, {wanted[path].shape} here'
+    for path in given.keys() & wanted.keys()
+    if given[path].shape != wanted[path].shape
+  ]
+  if problems:
+    raise UserError(
+      f'CHECKPOINT {start.directory} does not fit this model: '
+      + '; '.join(sorted(problems)[:8])
+    )
+  nnx.update(module, nnx.from_flat_state(list(given.items())))
+
+
+def describe(
+  config: Config,
+  *,
+  task: str,
+  vocabulary: Vocabulary,
+  prompt_length: int,
+  response_length: int = 0,
+  tables: CFTables | None = None,
+  cf_dir: str | None = None,
+  stage: str = 'full',
+  lora_config: dict | None = None,
+) -> ModelCard:
+  """The card of a model about to be trained."""
+  return ModelCard(
+    kind=next(k for k, c in _CONFIGS.items() if isinstance(config, c)),
+    config=json.loads(config.to_json()),
+    task=task,
+    prompt_length=prompt_length,
+    response_length=response_length,
+    vocabulary_sha256=vocabulary.sha256,
+    cf_dir=None if tables is None else str(Path(cf_dir).resolve()),
+    cf_sha256=None if tables is None else tables.sha256,
+    stage=stage,
+    lora=lora_config,
+  )
+
+
+def continued(
+  start: LoadedModel, stage: str, response_length: int | None = None
+) -> ModelCard:
+  """The card of a model that goes on from another one."""
+  return dataclasses.replace(
+    start.card,
+    stage=stage,
+    response_length=response_length or start.card.response_length,
+  )
+
+
+def write_card(
+  directory: Path, card: ModelCard, vocabulary: Vocabulary
+) -> None:
+  """Writes `model.json` and copies the vocabulary, each atomically."""
+  partial = directory / '.vocabulary.model.partial'
+  shutil.copyfile(vocabulary.path, partial)
+  os.replace(partial, directory / 'vocabulary.model')
+  partial = directory / '.model.json.partial'
+  partial.write_text(json.dumps(dataclasses.asdict(card), indent=2) + '\n')
+  os.replace(partial, directory / 'model.json')
+
+
+def read_card(directory: str | os.PathLike) -> ModelCard:
+  """Reads `model.json`.
+
+  Raises:
+    UserError: the directory holds no model of p4lm.
+  """
+  path = Path(directory) / 'model.json'
+  try:
+    return ModelCard(**json.loads(path.read_text()))
+  except OSError as error:
+    raise UserError(
+      f'CHECKPOINT {directory} holds no model (no model.json); give the '
+      'OUTPUT_DIR of a train_lm, train_reward or train_rl run'
+    ) from error
+  except (json.JSONDecodeError, TypeError) as error:
+    raise UserError(f'{path} is damaged: {error}') from error
+
+
+def load_model(
+  directory: str | os.PathLike,
+  *,
+  kind: str | None = None,
+  step: int | None = None,
+) -> LoadedModel:
+  """Loads the newest whole checkpoint of a model directory.
+
+  Args:
+    directory: OUTPUT_DIR of a training job.
+    kind: 'recommender' or 'reward' when the caller needs one of them.
+    step: a given step rather than the newest.
+  Raises:
+    UserError: no model there, one of another kind, CF tables that are missing
+      or changed since, or no whole checkpoint.
+  """
+  directory = Path(directory)
+  card = read_card(directory)
+  if kind is not None and card.kind != kind:
+    raise UserError(
+      f'CHECKPOINT {directory} holds a {card.kind} model; a {kind} is needed'
+    )
+  vocabulary = Vocabulary.load(directory / 'vocabulary.model')
+  _check_hash(vocabulary.path, vocabulary.sha256, card.vocabulary_sha256)
+  config = card.model_config()
+  graphdef, trained, frozen = split_trainable(
+    nnx.eval_shape(lambda: _module(config, card.lora)), card.stage
+  )
+  store = CheckpointStore(directory / 'checkpoints')
+  found, items = store.restore(
+    {'params': trained, 'frozen': frozen}, step=step
+  )
+  return LoadedModel(
+    directory=directory,
+    card=card,
+    config=config,
+    graphdef=graphdef,
+    params=nnx.merge_state(items['params'], items['frozen']),
+    vocabulary=vocabulary,
+    cf_tables=_load_tables(card),
+    step=found,
+  )
+
+
+def _module(config: Config, lora_config: dict | None = None) -> nnx.Module:
+  module = _MODULES[type(config)](config, rngs=nnx.Rngs(0))
+  if lora_config is not None:
+    lora.apply_lora(module, **lora_config, rngs=nnx.Rngs(0))
+  return module
+
+
+def _load_tables(card: ModelCard) -> CFTables | None:
+  if card.cf_dir is None:
+    return None
+  tables = CFTables.load(card.cf_dir)
+  _check_hash(card.cf_dir, tables.sha256, card.cf_sha256)
+  return tables
+
+
+def _check_hash(what, found: str, wanted: str | None) -> None:
+  if found != wanted:
+    raise UserError(
+      f'{what} changed since the model was trained (sha256 {found[:12]} now, '
+      f'{str(wanted)[:12]} then); restore it or train again'
+    )

@@ -1,0 +1,54 @@
+"""The prompt that a task shows for a user and an item."""
+
+from __future__ import annotations
+
+from p4lm.data import prompts
+from p4lm.data.catalogue import Catalogue
+from p4lm.errors import UserError
+from p4lm.runs.model_directory import LoadedModel
+from p4lm.writers.checkpoint import WritingRequest
+
+_KINDS = ('pitch', 'pitch_text', 'item_plot', 'user_preferences')
+
+
+def writing_request(
+  model: LoadedModel,
+  catalogue: Catalogue,
+  user_id: str | None,
+  item_id: str | None,
+  task: str | None = None,
+) -> WritingRequest:
+  """What `model` is asked in order to write for this user about this item.
+
+  Args:
+    model: decides the task, unless `task` is given.
+    catalogue: finds the item's texts and the user's preferences.
+    user_id, item_id: the tasks that need one of them say so.
+    task: a name such as 'movielens_pitch'; the data set's name before the
+      first underscore does not matter.
+  Raises:
+    UserError: an unknown id, a missing one, or a task without prompts.
+  """
+  task = task or model.card.task
+  kind = task.partition('_')[2]
+  soft = {'tokens_per_vector': model.tokens_per_vector}
+  if kind not in _KINDS:
+    raise UserError(
+      f'task {task!r} writes no text for a user and an item; '
+      f'it must end in one of {", ".join(_KINDS)}'
+    )
+  if kind != 'user_preferences' and item_id is None:
+    raise UserError(f'task {task!r} needs an item_id')
+  if kind != 'item_plot' and user_id is None:
+    raise UserError(f'task {task!r} needs a user_id')
+  if kind == 'pitch':
+    prompt = prompts.pitch_prompt(catalogue.item(item_id), **soft)
+  elif kind == 'pitch_text':
+    prompt = prompts.pitch_text_prompt(
+      catalogue.item(item_id), catalogue.preferences(user_id)
+    )
+  elif kind == 'item_plot':
+    prompt = prompts.plot_prompt(**soft)
+  else:
+    prompt = prompts.preferences_prompt(**soft)
+  return WritingRequest(prompt, user_id, item_id)

@@ -1,0 +1,1 @@
+"""The training loop: state, step, optimizers, metrics; knows no model."""

@@ -1,0 +1,190 @@
+"""One update: gradients over microbatches, clipping, the optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from p4lm.errors import UserError
+from p4lm.training.state import TrainState
+from p4lm.typing import Array, PyTree
+
+Batch = Mapping[str, Array | np.ndarray]
+Metrics = dict[str, Array]
+LossFn = Callable[[PyTree, PyTree, Batch, Array], tuple[Array, Metrics]]
+
+# A loss may report how much its mean weighs (say, response tokens) and how
+# many tokens it read; both are sums, every other metric is a mean.
+LOSS_WEIGHT = 'loss_weight'
+TOKENS = 'tokens'
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+  """A compiled update; see `make_train_step`.
+
+  Attributes:
+    update: jitted (mutable part of the state, frozen, batch) -> (its
+      successor, metrics); the first argument's memory is reused.
+    batch_sharding: where batches go, or None for the default device.
+  """
+
+  update: Callable
+  batch_sharding: jax.sharding.Sharding | None = None
+
+  def __call__(
+    self, state: TrainState, batch: Batch
+  ) -> tuple[TrainState, Metrics]:
+    """The next state and the metrics, without waiting for either.
+
+    The arrays of `state` other than its frozen ones are used up.
+    """
+    mutable, metrics = self.update(
+      _mutable(state), state.frozen, self._place(batch)
+    )
+    step, params, opt_state, key = mutable
+    return TrainState(step, params, state.frozen, opt_state, key), metrics
+
+  def lower(self, state: TrainState, batch: Batch):
+    """Lowers the update for abstract or real arguments, to compile ahead."""
+    return self.update.lower(_mutable(state), state.frozen, batch)
+
+  def _place(self, batch: Batch) -> Batch:
+    if self.batch_sharding is None:
+      return batch
+    if jax.process_count() == 1:
+      return jax.device_put(batch, self.batch_sharding)
+    return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(self.batch_sharding, x),
+      batch,
+    )
+
+
+def make_train_step(
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  accumulate: int = 1,
+  schedule: optax.Schedule | None = None,
+  state_shardings: TrainState | None = None,
+  batch_sharding: jax.sharding.Sharding | None = None,
+) -> TrainStep:
+  """Compiles an update of the state by one batch.
+
+  With `accumulate` = A the batch is cut into A microbatches whose gradients
+  are averaged before the optimizer sees them. Where `loss_fn` reports
+  `loss_weight` w_i (the denominator of its mean), the average is
+  sum_i w_i g_i / sum_i w_i: exactly the gradient of the whole batch.
+
+  Args:
+    loss_fn: (params, frozen, batch, key) -> (float [] mean loss, metrics).
+      Metrics `loss_weight` and `tokens` are sums; the others, means.
+    optimizer: over the params.
+    accumulate: microbatches a batch; divides the batch size.
+    schedule: learning rate by step, to report as `learning_rate`.
+    state_shardings: TrainState of shardings that the next state must have;
+      by default the compiler keeps those of the arrays given.
+    batch_sharding: sharding over the leading axis of every batch feature.
+  Returns:
+    step_fn(state, batch) -> (state, metrics), metrics with `loss` and
+    `grad_norm` (before clipping).
+  Raises:
+    UserError: at the first call, when `accumulate` does not divide the batch.
+  """
+
+  def update(mutable, frozen, batch):
+    step, params, opt_state, key = mutable
+    step_key = jax.random.fold_in(key, step)
+    if accumulate == 1:
+      grads, metrics = _gradients(loss_fn, params, frozen, batch, step_key)
+    else:
+      grads, metrics = _accumulated_gradients(
+        loss_fn, params, frozen, _split(batch, accumulate), step_key
+      )
+    metrics['grad_norm'] = optax.global_norm(grads)
+    if schedule is not None:
+      metrics['learning_rate'] = jnp.asarray(schedule(step), jnp.float32)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    return (step + 1, params, opt_state, key), metrics
+
+  shardings = {}
+  if state_shardings is not None:
+    shardings['out_shardings'] = (_mutable(state_shardings), None)
+  return TrainStep(
+    jax.jit(update, donate_argnums=0, **shardings), batch_sharding
+  )
+
+
+def _mutable(state: TrainState) -> tuple:
+  return state.step, state.params, state.opt_state, state.key
+
+
+def _gradients(loss_fn, params, frozen, batch, key):
+  (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+    params, frozen, batch, key
+  )
+  return grads, {**metrics, 'loss': loss}
+
+
+def _accumulated_gradients(loss_fn, params, frozen, microbatches, key):
+  """Weighted mean of gradients and metrics over microbatches [A,B/A,...]."""
+  keys = jax.random.split(key, len(jax.tree.leaves(microbatches)[0]))
+
+  def terms(inputs):
+    return _weighted_terms(loss_fn, params, frozen, *inputs)
+
+  def add(total, inputs):
+    return jax.tree.map(jnp.add, total, terms(inputs)), None
+
+  first = jax.tree.map(lambda x: x[0], (microbatches, keys))
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(terms, first)
+  )
+  total, _ = jax.lax.scan(add, zeros, (microbatches, keys))
+  weight, grads, means, sums = total
+  # Without any weight every term is zero already.
+  scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
+  grads = jax.tree.map(
+    lambda grad, param: (grad * scale).astype(param.dtype), grads, params
+  )
+  return grads, {name: value * scale for name, value in means.items()} | sums
+
+
+def _weighted_terms(loss_fn, params, frozen, batch, key):
+  """(w, w x gradient, w x means, sums) of a microbatch, in float32."""
+  grads, metrics = _gradients(loss_fn, params, frozen, batch, key)
+  sums = {
+    name: jnp.asarray(metrics.pop(name), jnp.float32)
+    for name in (LOSS_WEIGHT, TOKENS)
+    if name in metrics
+  }
+  weight = sums.get(LOSS_WEIGHT, jnp.float32(1.0))
+  grads, means = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.float32) * weight, (grads, metrics)
+  )
+  return weight, grads, means, sums
+
+
+def _split(batch: Batch, accumulate: int) -> Batch:
+  """[B,...] -> [A,B/A,...]; microbatch a has the rows a, a+A, a+2A, ...
+
+  Neighbouring rows go to different microbatches, so that each device, which
+  holds consecutive rows, finds rows of its own in every microbatch.
+  """
+
+  def split(x):
+    if x.shape[0] % accumulate:
+      raise UserError(
+        f'accumulate={accumulate} does not divide the batch of {x.shape[0]}; '
+        'choose a divisor, or another BATCH_SIZE'
+      )
+    parts = x.reshape(-1, accumulate, *x.shape[1:])
+    return jnp.swapaxes(parts, 0, 1)
+
+  return jax.tree.map(split, batch)

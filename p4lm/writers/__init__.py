@@ -1,0 +1,1 @@
+"""Who writes texts: templates over tables, or a trained checkpoint."""

@@ -1,0 +1,1 @@
+"""SeqIO tasks and mixtures; a module here registers one family of them."""

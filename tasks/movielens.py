@@ -1,0 +1,202 @@
+"""P4LM's SeqIO tasks over the tables that `make_data` writes.
+
+A task reads rows as texts, tokenizes them with the data's SentencePiece model
+and keeps the ids whose CF vectors fill the prompt's soft tokens. Before and
+after, for `movielens_pitch`:
+
+  inputs   'user: <extra_id_0> item: <extra_id_0> title: ... plot: ... pitch:'
+  targets  'If you love a slow mystery, ...'
+  user_id  '42'                 item_id  '7'
+  ->
+  inputs   int32 [P]  targets  int32 [L]  user_id, item_id unchanged
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Iterator
+
+from p4lm.data import prompts, tables
+from p4lm.data.catalogue import Catalogue
+
+# Soft tokens enter at <extra_id_0>; T5 has a hundred such sentinels.
+_EXTRA_IDS = 100
+_VALIDATION_PERCENT = 5
+
+LM_SPLITS = ('train', 'validation')
+REWARD_SPLITS = ('train', 'judge', 'validation')
+
+# The kinds of CF vectors of each task's prompt, in order.
+CF_KINDS = {
+  'movielens_item_plot': ('item',),
+  'movielens_user_preferences': ('user',),
+  'movielens_pitch': ('user', 'item'),
+  'movielens_pitch_text': (),
+  'movielens_nli': (),
+  'movielens_appeal': (),
+  'movielens_personalization': ('user', 'item'),
+  'movielens_relevance': ('user', 'item'),
+}
+MIXTURES = {
+  'movielens_warm_start': ('movielens_item_plot', 'movielens_user_preferences')
+}
+
+
+def register(data_dir: str, vocabulary_path: str, tokens_per_vector: int = 1):
+  """Registers every task and mixture over the tables in `data_dir`."""
+  import seqio  # Inside: a training job reads the names above without it.
+
+  vocabulary = seqio.SentencePieceVocabulary(
+    vocabulary_path, extra_ids=_EXTRA_IDS
+  )
+  rows = _Rows(data_dir, tokens_per_vector)
+  for name in CF_KINDS:
+    kind = name.removeprefix('movielens_')
+    pairwise = kind in ('appeal', 'personalization')
+    pointwise = kind in ('nli', 'relevance')
+    texts = ('inputs_chosen', 'inputs_rejected') if pairwise else ('inputs',)
+    if not pairwise and not pointwise:
+      texts = ('inputs', 'targets')
+    seqio.TaskRegistry.add(
+      name,
+      source=seqio.FunctionDataSource(
+        functools.partial(
+          _dataset, getattr(rows, kind), texts, pointwise
+        ),
+        splits=REWARD_SPLITS if pairwise or pointwise else LM_SPLITS,
+      ),
+      preprocessors=[
+        functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False)
+      ],
+      output_features={
+        text: seqio.Feature(vocabulary, add_eos=False) for text in texts
+      },
+    )
+  for name, members in MIXTURES.items():
+    seqio.MixtureRegistry.add(
+      name, list(members), default_rate=seqio.mixing_rate_num_examples
+    )
+
+
+def _dataset(rows, texts, labelled, split, shuffle_files, seed=None):
+  """tf.data of one split: texts and ids, and a label where there is one."""
+  del shuffle_files, seed  # Training shuffles globally, by index.
+  import tensorflow as tf
+
+  names = (*texts, 'user_id', 'item_id')
+  spec = {name: tf.TensorSpec([], tf.string) for name in names}
+  if labelled:
+    spec['label'] = tf.TensorSpec([], tf.float32)
+  examples = list(rows(split))
+  columns = {
+    name: tf.constant(
+      [example.get(name, '') for example in examples], spec[name].dtype
+    )
+    for name in spec
+  }
+  return tf.data.Dataset.from_tensor_slices(columns)
+
+
+class _Rows:
+  """The examples of each task as texts; a method is named for its task."""
+
+  def __init__(self, data_dir: str, tokens_per_vector: int):
+    self._data_dir = data_dir
+    self._soft = {'tokens_per_vector': tokens_per_vector}
+
+  @functools.cached_property
+  def _catalogue(self) -> Catalogue:
+    return Catalogue.load(self._data_dir)
+
+  def _read(self, name: str, **equal: str) -> Iterator[dict]:
+    for row in tables.read_table(self._data_dir, name).to_pylist():
+      if all(row[column] == value for column, value in equal.items()):
+        yield row
+
+  def item_plot(self, split: str) -> Iterator[dict]:
+    prompt = prompts.plot_prompt(**self._soft).text
+    for row in self._read('items'):
+      if row['plot'] and _split_of(row['item_id']) == split:
+        plot = prompts.clean_text(row['plot'])
+        yield {
+          'inputs': prompt,
+          'targets': prompts.shorten(plot, prompts.MAX_PLOT_WORDS),
+          'item_id': row['item_id'],
+        }
+
+  def user_preferences(self, split: str) -> Iterator[dict]:
+    prompt = prompts.preferences_prompt(**self._soft).text
+    for row in self._read('users'):
+      if row['preferences'] and _split_of(row['user_id']) == split:
+        yield {
+          'inputs': prompt,
+          'targets': prompts.preferences_text(row['preferences']),
+          'user_id': row['user_id'],
+        }
+
+  def pitch(self, split: str) -> Iterator[dict]:
+    for row in self._read('texts', kind='pitch', split=split):
+      item = self._catalogue.item(row['item_id'])
+      yield {
+        'inputs': prompts.pitch_prompt(item, **self._soft).text,
+        'targets': prompts.clean_text(row['text']),
+        **_ids(row),
+      }
+
+  def pitch_text(self, split: str) -> Iterator[dict]:
+    for row in self._read('texts', kind='pitch', split=split):
+      item = self._catalogue.item(row['item_id'])
+      preferences = self._catalogue.preferences(row['user_id'])
+      yield {
+        'inputs': prompts.pitch_text_prompt(item, preferences).text,
+        'targets': prompts.clean_text(row['text']),
+        **_ids(row),
+      }
+
+  def nli(self, split: str) -> Iterator[dict]:
+    for row in self._read('entailment', split=split):
+      prompt = prompts.nli_input(row['premise'], row['hypothesis'])
+      yield {
+        'inputs': prompt.text,
+        'label': float(row['label']),
+        'item_id': row['item_id'],
+      }
+
+  def appeal(self, split: str) -> Iterator[dict]:
+    for row in self._read('pairs', kind='appeal', split=split):
+      yield {
+        'inputs_chosen': prompts.appeal_input(row['chosen']).text,
+        'inputs_rejected': prompts.appeal_input(row['rejected']).text,
+        **_ids(row),
+      }
+
+  def personalization(self, split: str) -> Iterator[dict]:
+    write = functools.partial(prompts.personalization_input, **self._soft)
+    for row in self._read('pairs', kind='personalization', split=split):
+      item = self._catalogue.item(row['item_id'])
+      yield {
+        'inputs_chosen': write(item, row['chosen']).text,
+        'inputs_rejected': write(item, row['rejected']).text,
+        **_ids(row),
+      }
+
+  def relevance(self, split: str) -> Iterator[dict]:
+    for row in self._read('relevance', split=split):
+      item = self._catalogue.item(row['item_id'])
+      prompt = prompts.relevance_input(item, row['text'], **self._soft)
+      yield {
+        'inputs': prompt.text,
+        'label': float(row['target']),
+        **_ids(row),
+      }
+
+
+def _ids(row: dict) -> dict[str, str]:
+  return {'user_id': row['user_id'] or '', 'item_id': row['item_id'] or ''}
+
+
+def _split_of(id_: str) -> str:
+  """A fixed 5% of ids by their hash are for validation."""
+  percent = zlib.crc32(id_.encode()) % 100
+  return 'validation' if percent < _VALIDATION_PERCENT else 'train'

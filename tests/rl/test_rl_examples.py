@@ -1,0 +1,17 @@
+"""The examples in the docstrings are tests too."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+from p4lm import rl
+
+NAMES = [module.name for module in pkgutil.iter_modules(rl.__path__)]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_examples(name):
+  module = importlib.import_module(f'p4lm.rl.{name}')
+  assert doctest.testmod(module).failed == 0
