@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if wants_help:
       print(configuration.describe(job, files, paths))
       return 0
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    _log_to_stderr()
     configuration.run(job, files, bindings, paths)
     return 0
   except UsageError as error:
@@ -146,6 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _log_to_stderr() -> None:
+  logging.basicConfig(level=logging.INFO, format='%(message)s')
+  # These narrate what no user asked for, such as backends that are absent.
+  for name in ('jax', 'jax._src.xla_bridge', 'absl', 'orbax', 'grain'):
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def console_main() -> None:

@@ -17,12 +17,18 @@ import functools
 import zlib
 from collections.abc import Iterator
 
+import pyarrow.compute as pc
+
 from p4lm.data import prompts, tables
 from p4lm.data.catalogue import Catalogue
 
 # Soft tokens enter at <extra_id_0>; T5 has a hundred such sentinels.
 _EXTRA_IDS = 100
 _VALIDATION_PERCENT = 5
+_PREFIX = 'movielens_'
+_LM = ('item_plot', 'user_preferences', 'pitch', 'pitch_text')
+_PAIRS = ('appeal', 'personalization')
+_LABELLED = ('nli', 'relevance')
 
 LM_SPLITS = ('train', 'validation')
 REWARD_SPLITS = ('train', 'judge', 'validation')
@@ -43,8 +49,15 @@ MIXTURES = {
 }
 
 
-def register(data_dir: str, vocabulary_path: str, tokens_per_vector: int = 1):
-  """Registers every task and mixture over the tables in `data_dir`."""
+def register(
+  data_dir: str, vocabulary_path: str, tokens_per_vector: int = 1
+) -> None:
+  """Registers every task and mixture over the tables in `data_dir`.
+
+  Again for another directory, it replaces them. Responses (`targets`) end with
+  EOS, as SeqIO's users expect; CF vectors do not pass through SeqIO, which
+  cannot pack them, but the ids that name them do.
+  """
   import seqio  # Inside: a training job reads the names above without it.
 
   vocabulary = seqio.SentencePieceVocabulary(
@@ -52,48 +65,58 @@ def register(data_dir: str, vocabulary_path: str, tokens_per_vector: int = 1):
   )
   rows = _Rows(data_dir, tokens_per_vector)
   for name in CF_KINDS:
-    kind = name.removeprefix('movielens_')
-    pairwise = kind in ('appeal', 'personalization')
-    pointwise = kind in ('nli', 'relevance')
-    texts = ('inputs_chosen', 'inputs_rejected') if pairwise else ('inputs',)
-    if not pairwise and not pointwise:
-      texts = ('inputs', 'targets')
+    kind = name.removeprefix(_PREFIX)
+    seqio.TaskRegistry.remove(name)
     seqio.TaskRegistry.add(
       name,
       source=seqio.FunctionDataSource(
-        functools.partial(
-          _dataset, getattr(rows, kind), texts, pointwise
-        ),
-        splits=REWARD_SPLITS if pairwise or pointwise else LM_SPLITS,
+        functools.partial(_dataset, rows, kind),
+        splits=LM_SPLITS if kind in _LM else REWARD_SPLITS,
       ),
       preprocessors=[
-        functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False)
+        functools.partial(
+          seqio.preprocessors.tokenize, copy_pretokenized=False
+        ),
+        seqio.preprocessors.append_eos,
       ],
       output_features={
-        text: seqio.Feature(vocabulary, add_eos=False) for text in texts
+        text: seqio.Feature(vocabulary, add_eos=text == 'targets')
+        for text in _texts(kind)
       },
     )
   for name, members in MIXTURES.items():
+    seqio.MixtureRegistry.remove(name)
     seqio.MixtureRegistry.add(
-      name, list(members), default_rate=seqio.mixing_rate_num_examples
+      name, list(members), default_rate=functools.partial(_rate, rows)
     )
 
 
-def _dataset(rows, texts, labelled, split, shuffle_files, seed=None):
+def _texts(kind: str) -> tuple[str, ...]:
+  """Names of the texts that are tokenized."""
+  if kind in _LM:
+    return ('inputs', 'targets')
+  return ('inputs_chosen', 'inputs_rejected') if kind in _PAIRS else ('inputs',)
+
+
+def _rate(rows: _Rows, task) -> float:
+  """Tasks are mixed in proportion to their examples."""
+  return float(len(rows.of(task.name.removeprefix(_PREFIX), 'train')))
+
+
+def _dataset(rows: _Rows, kind: str, split, shuffle_files, seed=None):
   """tf.data of one split: texts and ids, and a label where there is one."""
   del shuffle_files, seed  # Training shuffles globally, by index.
   import tensorflow as tf
 
-  names = (*texts, 'user_id', 'item_id')
-  spec = {name: tf.TensorSpec([], tf.string) for name in names}
-  if labelled:
-    spec['label'] = tf.TensorSpec([], tf.float32)
-  examples = list(rows(split))
+  dtypes = dict.fromkeys((*_texts(kind), 'user_id', 'item_id'), tf.string)
+  if kind in _LABELLED:
+    dtypes['label'] = tf.float32
+  examples = rows.of(kind, split)
   columns = {
     name: tf.constant(
-      [example.get(name, '') for example in examples], spec[name].dtype
+      [row.get(name, '') for row in examples], dtype, [len(examples)]
     )
-    for name in spec
+    for name, dtype in dtypes.items()
   }
   return tf.data.Dataset.from_tensor_slices(columns)
 
@@ -109,10 +132,16 @@ class _Rows:
   def _catalogue(self) -> Catalogue:
     return Catalogue.load(self._data_dir)
 
-  def _read(self, name: str, **equal: str) -> Iterator[dict]:
-    for row in tables.read_table(self._data_dir, name).to_pylist():
-      if all(row[column] == value for column, value in equal.items()):
-        yield row
+  @functools.cache  # noqa: B019 - lives as long as the registered tasks
+  def of(self, kind: str, split: str) -> list[dict]:
+    """Examples of a task's split, each {feature: text or number}."""
+    return list(getattr(self, kind)(split))
+
+  def _read(self, name: str, **equal: str) -> list[dict]:
+    table = tables.read_table(self._data_dir, name)
+    for column, value in equal.items():
+      table = table.filter(pc.equal(table[column], value))
+    return table.to_pylist()
 
   def item_plot(self, split: str) -> Iterator[dict]:
     prompt = prompts.plot_prompt(**self._soft).text

@@ -86,7 +86,6 @@ def ensure_cached(
     task_module,
     [task],
     data_dir,
-    Path(data_dir) / _VOCABULARY,
     directory,
     tokens_per_vector=tokens_per_vector,
   )
@@ -100,9 +99,9 @@ def cache_tasks(
   task_module: str,
   tasks: Sequence[str],
   data_dir: str | os.PathLike,
-  vocabulary_path: str | os.PathLike,
   cache_dir: str | os.PathLike,
   *,
+  vocabulary_path: str | os.PathLike | None = None,
   tokens_per_vector: int = 1,
 ) -> None:
   """Caches those of `tasks` that are missing or stale.
@@ -114,14 +113,15 @@ def cache_tasks(
     task_module: Python module that registers the tasks.
     tasks: names of tasks and mixtures.
     data_dir: tables of `make_data`.
-    vocabulary_path: SentencePiece model to tokenize with.
     cache_dir: gets a directory a task.
+    vocabulary_path: `DATA_DIR/vocabulary.model` by default.
     tokens_per_vector: soft tokens of each CF vector in the prompts.
   Raises:
     UserError: unknown names, missing inputs, or the process failed; then the
       message holds its last lines.
   """
   module = _import_task_module(task_module)
+  vocabulary_path = vocabulary_path or Path(data_dir) / _VOCABULARY
   names = dict.fromkeys(m for task in tasks for m in _members(module, task))
   source = source_hash(
     task_module, data_dir, vocabulary_path, tokens_per_vector
@@ -250,8 +250,6 @@ def _run_process(request: dict) -> None:
     'CUDA_VISIBLE_DEVICES': '',
     'JAX_PLATFORMS': 'cpu',
     'TF_CPP_MIN_LOG_LEVEL': '3',
-    # Of two implementations TensorFlow may meet, the one it was built for.
-    'PYTHONWARNINGS': 'ignore',
   }
   with tempfile.TemporaryFile('w+') as errors:
     process = subprocess.run(
@@ -361,6 +359,8 @@ def _column(value, feature) -> list:
 
 
 def _length_summary(lengths: Sequence[int]) -> dict[str, float]:
+  if not lengths:
+    return {}
   return {
     'mean': round(float(np.mean(lengths)), 1),
     'p95': float(np.percentile(lengths, 95)),

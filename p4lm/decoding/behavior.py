@@ -1,11 +1,11 @@
-"""The behaviour distribution: what is left of the logits that tokens are drawn
-from, in one place for the sampler and for replaying its log-probabilities.
+"""The behaviour distribution, which tokens are drawn from.
 
-No sort anywhere. A truncation keeps every token whose probability reaches a
-threshold, and the threshold is found by bisection over the 2^30 float32 values
-in (0, 1]: thirty passes over the row, exact to the last bit, where sorting a
-row costs ten times as much on a CPU. Tokens of equal probability are kept or
-dropped together.
+In one place for the sampler and for replaying its log-probabilities. No sort
+anywhere: a truncation keeps every token whose probability reaches a threshold,
+found by bisection over the float32 values in (0, 1], fewer than 2^30. That is
+thirty passes over a row, exact to the last bit, where sorting it costs ten
+times as much on a CPU. Tokens of equal probability are kept or dropped
+together.
 """
 
 import dataclasses
@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from p4lm.errors import UserError
 from p4lm.typing import Array, Bool, Float, Int
 
-_ONE_AS_BITS = 0x3F800000
+# Bit patterns of the smallest normal float32 and of 1.0. Smaller numbers count
+# as zero in vectorised code.
+_SMALLEST_AS_BITS, _ONE_AS_BITS = 0x00800000, 0x3F800000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ class SamplerConfig:
 
 def behavior_logits(
   logits: Float[Array, '*B V'],
-  position: Int[Array, '...'],
+  position: Int[Array, '...'] | int,
   config: SamplerConfig,
   eos_id: int,
 ) -> Float[Array, '*B V']:
@@ -191,8 +193,7 @@ def _threshold(
     holds = enough(weights >= value[..., None])
     return jnp.where(holds, middle, low), jnp.where(holds, high, middle - 1)
 
-  # Bit pattern 1 keeps every token of positive weight: always enough.
-  low = jnp.ones(weights.shape[:-1], jnp.int32)
+  low = jnp.full(weights.shape[:-1], _SMALLEST_AS_BITS, jnp.int32)
   high = jnp.full(weights.shape[:-1], _ONE_AS_BITS, jnp.int32)
   low, _ = jax.lax.fori_loop(0, 30, halve, (low, high))
   return jax.lax.bitcast_convert_type(low, jnp.float32)[..., None]

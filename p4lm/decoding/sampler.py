@@ -152,6 +152,5 @@ def _uniforms(
   key: Key[Array, ''], rows: int, length: int
 ) -> Float[Array, 'L R']:
   row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-  at_step = lambda k, t: jax.random.uniform(jax.random.fold_in(k, t))
-  by_row = jax.vmap(at_step, (0, None))
-  return jax.vmap(by_row, (None, 0))(row_keys, jnp.arange(length))
+  by_row = jax.vmap(lambda row_key: jax.random.uniform(row_key, (length,)))
+  return by_row(row_keys).T

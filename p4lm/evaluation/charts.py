@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from p4lm.evaluation.statistics import Interval
@@ -30,13 +31,13 @@ _STYLE = {
   'xtick.color': GREY,
   'ytick.color': GREY,
 }
-# Panels of a run's learning curves: title and which metrics they show.
-PANELS: Sequence[tuple[str, Callable[[str], bool]]] = (
-  ('Loss', lambda n: n == 'loss' or n.endswith(('/loss', '_loss'))),
-  ('Reward', lambda n: n.split('/')[0].split('_')[0] in ('reward', 'rewards')),
-  ('KL to the anchor', lambda n: n.split('/')[0].split('_')[0] == 'kl'),
-  ('Accuracy', lambda n: 'accuracy' in n),
-  ('Objective', lambda n: n == 'objective'),
+# Panels of a run's learning curves: title and the metrics they show.
+PANELS: Sequence[tuple[str, str]] = (
+  ('Loss', r'loss|.*/loss'),
+  ('Reward', r'reward|reward/[^/]+/mean'),
+  ('KL to the anchor', r'kl(_k[123])?'),
+  ('Accuracy', r'accuracy|.*/accuracy'),
+  ('Objective', r'objective'),
 )
 _MAX_POINTS = 150
 
@@ -119,11 +120,7 @@ def user_match_chart(found: Mapping[str, UserMatch]) -> str:
 
 def learning_chart(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> str:
   """Curves of one run, one panel a kind of metric; '' without any to show."""
-  panels = []
-  for title, wanted in PANELS:
-    names = [name for name in metrics if wanted(name)]
-    if names:
-      panels.append((title, names))
+  panels = choose_panels(metrics)
   if not panels:
     return ''
   figure, axes = _figure(min(9.6, 3.2 * len(panels)), 2.8, columns=len(panels))
@@ -136,7 +133,7 @@ def learning_chart(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         color=PALETTE[place % len(PALETTE)],
         linewidth=1.4,
         marker='o' if len(points) == 1 else None,
-        label=name,
+        label=name.removeprefix('reward/').removesuffix('/mean'),
       )
     _title(axis, title)
     axis.set_xlabel('step')
@@ -153,6 +150,20 @@ def learning_chart(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         columnspacing=1.0,
       )
   return _svg(figure)
+
+
+def choose_panels(names: Iterable[str]) -> list[tuple[str, list[str]]]:
+  """Title and metrics of each panel that has any.
+
+  >>> choose_panels(['reward/nli/mean', 'reward/nli/std', 'secs', 'kl'])
+  [('Reward', ['reward/nli/mean']), ('KL to the anchor', ['kl'])]
+  """
+  names = list(names)
+  found = [
+    (title, [name for name in names if re.fullmatch(pattern, name)])
+    for title, pattern in PANELS
+  ]
+  return [(title, chosen) for title, chosen in found if chosen]
 
 
 def read_metrics(path) -> dict[str, list[tuple[int, float]]]:

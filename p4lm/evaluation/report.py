@@ -35,8 +35,8 @@ MATCH = (
   'Judged by held-out ratings that no model saw. Against other users: how '
   'often a text scores higher for its own user than for a random other one. '
   "Against another user's text: how often it fits its user better than the "
-  'text that the same system wrote for another user about the same film. 0.5 is '
-  'chance.'
+  'text that the same system wrote for another user about the same film. 0.5 '
+  'is chance.'
 )
 
 

@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import tqdm
 
@@ -22,6 +23,7 @@ from p4lm.cf.tables import CFTables
 from p4lm.data import tables as data_tables
 from p4lm.errors import UserError
 from p4lm.evaluation import ranking, statistics
+from p4lm.training.metric_writers import MetricWriter
 
 _TOP = 20
 
@@ -122,19 +124,22 @@ def _read(data_dir, split, config, positive_rating) -> _Ratings:
 
 
 def _fit_with_progress(interactions, config, directory) -> Factorization:
-  import jax
-
   devices = jax.devices()
   mesh = None
   if len(devices) > 1:
     mesh = jax.sharding.Mesh(np.array(devices), ('data',))
-  metrics = _EpochMetrics(directory / 'metrics.jsonl')
-  with tqdm.tqdm(
+  bar = tqdm.tqdm(
     total=config.epochs, desc='fit_cf', unit='epoch', disable=None
-  ) as bar:
+  )
+  with bar, MetricWriter(directory) as writer:
+    epochs = []
 
     def on_epoch(epoch: int, objective: float) -> None:
-      metrics.write(epoch, objective)
+      if not epochs:
+        # The first epoch seen may be one that an earlier start finished.
+        writer.drop_after(epoch - 1)
+      epochs.append(epoch)
+      writer.write(epoch, {'objective': objective})
       bar.set_postfix(objective=f'{objective:.6g}')
       bar.update(epoch - bar.n)
 
@@ -303,23 +308,6 @@ def _is_finished(directory: Path, about: dict) -> bool:
     )
   CFTables.load(directory)
   return True
-
-
-class _EpochMetrics:
-  """One JSON line an epoch; a fit that goes on drops the lines after it."""
-
-  def __init__(self, path: Path):
-    self._path = path
-    self._lines: list[str] = []
-    if path.exists():
-      self._lines = path.read_text().splitlines()
-
-  def write(self, epoch: int, objective: float) -> None:
-    self._lines = self._lines[: epoch - 1]
-    self._lines.append(json.dumps({'step': epoch, 'objective': objective}))
-    partial = self._path.with_name('.metrics.jsonl.partial')
-    partial.write_text('\n'.join(self._lines) + '\n')
-    os.replace(partial, self._path)
 
 
 def _write_json(path: Path, value) -> None:

@@ -74,7 +74,7 @@ def p4lm_stages(
   """The stages of the paper, in running order."""
   path = lambda name: str(root / name)
   common = {'DATA_DIR': path('data'), 'SEED': seed}
-  lm = {**common, 'CF_DIR': path('cf')}
+  lm = {**common, 'CF_DIR': path('cf'), 'TASKS_DIR': path('tasks')}
 
   def train_lm(name, about, *, task, after, **bindings):
     bindings = {**lm, 'TASK': task, **bindings}
@@ -102,7 +102,7 @@ def p4lm_stages(
       'train_rl',
       about,
       {
-        **lm,
+        **common,
         'CHECKPOINT': path(checkpoint),
         'REWARDS': {kind: path(f'reward_{kind}') for kind in REWARDS},
       },
@@ -126,7 +126,7 @@ def p4lm_stages(
     Stage('data', 'make_data', 'tables, texts, splits, vocabulary', make_data),
     Stage(
       'tasks', 'cache_tasks', 'SeqIO tasks, tokenized and cached',
-      {'DATA_DIR': path('data'), 'VERBOSE': False}, ('data',),
+      {'DATA_DIR': path('data')}, ('data',),
     ),
     Stage('cf', 'fit_cf', 'CF embeddings by weighted ALS', common, ('data',)),
     train_lm(
@@ -154,8 +154,15 @@ def p4lm_stages(
     Stage(
       'evaluation', 'evaluate', "the paper's Table 1, gold scores, report",
       {
-        **lm,
+        **common,
         'SYSTEMS': systems,
+        'CONTRASTS': (
+          ('P4LM', 'SFT'),
+          ('P4LM-S', 'SFT'),
+          ('SFT', 'SFT-Text'),
+          ('SFT', 'SFT (shuffled users)'),
+          ('P4LM', 'P4LM (shuffled users)'),
+        ),
         'JUDGES': {kind: path(f'judge_{kind}') for kind in REWARDS},
         'RUNS': {
           name: path(name)

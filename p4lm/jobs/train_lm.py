@@ -79,7 +79,13 @@ def train_lm(
   """
   directory = output_directory.claim(output_dir)
   vocabulary = Vocabulary.load(f'{data_dir}/vocabulary.model')
-  cached = cache.ensure_cached(task_module, task, data_dir, tasks_dir)
+  cached = cache.ensure_cached(
+    task_module,
+    task,
+    data_dir,
+    tasks_dir,
+    tokens_per_vector=tokens_per_vector,
+  )
   tables = CFTables.load(_needed(cf_dir, task)) if cached.cf_kinds else None
 
   recommender = _recommender(

@@ -120,9 +120,7 @@ def without_lora(module: nnx.Module) -> nnx.Module:
   return base
 
 
-def _add_factors(
-  dense: Dense, rank: int, alpha: float, rngs: nnx.Rngs
-) -> None:
+def _add_factors(dense: Dense, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
   names = dense.kernel.get_metadata()['logical_axes']
   pairs = tuple(zip(names, dense.kernel[...].shape))
   stacked = pairs[:1] if names[0] == 'layers' else ()

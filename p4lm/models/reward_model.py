@@ -13,8 +13,9 @@ from flax import nnx
 
 from p4lm.errors import UserError
 from p4lm.models.adapter import AdapterConfig, make_adapters
+from p4lm.models.attention import MASKED
 from p4lm.models.config_json import JsonConfig
-from p4lm.models.layers import MASKED, Dense
+from p4lm.models.layers import Dense
 from p4lm.models.recommender import Recommender
 from p4lm.models.soft_tokens import check_soft_token_id, embed_prompt
 from p4lm.models.t5 import PAD_ID, T5Config, TokenEmbedder

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from p4lm.models import layers
-from p4lm.models.layers import attend, dropout, fold
+from p4lm.models.attention import Attention, attend
+from p4lm.models.layers import dropout, fold
 from p4lm.models.position_bias import RelativeBias, row_at
 from p4lm.models.t5_config import FEED_FORWARD, T5Config
 from p4lm.partitioning.rules import constrain
@@ -103,9 +104,7 @@ class EncoderLayer(nnx.Module):
       dropout_key=fold(key, 0),
     )
     x += dropout(self.attention.output(context), rate, fold(key, 1))
-    y = self.ffn(
-      self.ffn_norm(x), dropout_rate=rate, dropout_key=fold(key, 2)
-    )
+    y = self.ffn(self.ffn_norm(x), dropout_rate=rate, dropout_key=fold(key, 2))
     return x + dropout(y, rate, fold(key, 3))
 
 
@@ -218,9 +217,7 @@ class DecoderLayer(nnx.Module):
 
   def _feed_forward(self, x, key=None):
     rate = self.dropout_rate
-    y = self.ffn(
-      self.ffn_norm(x), dropout_rate=rate, dropout_key=fold(key, 0)
-    )
+    y = self.ffn(self.ffn_norm(x), dropout_rate=rate, dropout_key=fold(key, 0))
     return x + dropout(y, rate, fold(key, 1))
 
 
@@ -326,8 +323,8 @@ def _norm(
 
 def _attention(
   config: T5Config, *, rngs: nnx.Rngs, num_layers: int
-) -> layers.Attention:
-  return layers.Attention(
+) -> Attention:
+  return Attention(
     config.d_model,
     config.num_heads,
     config.d_kv,

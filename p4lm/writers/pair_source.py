@@ -93,10 +93,11 @@ class PairSource:
     self._affinity = user_affinity(ratings, films.attributes, wanted, affinity)
 
   def draw(self, count: int, purpose: str, split: int | None = None) -> Draw:
-    """At most `count` different pairs; users take turns.
+    """Pairs in which users take turns.
 
     Args:
-      count: wanted.
+      count: wanted. Without a split at most as many as there are, all
+        different; with one exactly so many, repeated where there are fewer.
       purpose: other purposes draw in another order.
       split: only users of this judged split.
     """
@@ -110,6 +111,8 @@ class PairSource:
     order = pair_order.round_robin(
       self._users[rows], np.zeros(len(rows), np.int64), numbers
     )
+    if split is not None:
+      order = np.resize(order, count)
     chosen = rows[order[:count]]
     users = self._users[chosen]
     affinities = self._affinity[self._position[users]]

@@ -12,9 +12,7 @@ _ABBREVIATIONS = frozenset(
 )
 _END = re.compile(r'([.!?]+["\')\]\u201d]*)\s+(?=["\'(\u201c]?[A-Z0-9])')
 # A clause may end before these words; the rest would hang in the air.
-_BREAK_WORDS = frozenset(
-  'and but while when as after until where whose'.split()
-)
+_BREAK_WORDS = frozenset('and but while when as after until where'.split())
 # A sentence that begins so leans on the one before.
 _LEANING = frozenset(
   'he she they it but however his her their this these that then so and '
@@ -26,7 +24,8 @@ _SUBORDINATE = frozenset(
   'if in inspired like living now on once set since still through told unable '
   'upon when while with'.split()
 )
-_RELATIVE = frozenset('who whose which where'.split())
+# 'A sergeant, who starts well,' still waits for its verb.
+_RELATIVE = frozenset('who whose which'.split())
 # A clause cannot stop after these.
 _DANGLING = frozenset(
   'a an the of to in on at by for with from and or but as his her their its '
@@ -83,7 +82,8 @@ def _clip(words: list[str]) -> list[str] | None:
     ends_clause = (
       words[end - 1][-1:] in ',;:' or words[end].lower() in _BREAK_WORDS
     )
-    if ends_clause and _stands_alone(words[:end]):
+    waits = words[end].lower() in _RELATIVE
+    if ends_clause and not waits and _stands_alone(words[:end]):
       return words[:end]
   return None
 
@@ -96,7 +96,6 @@ def _stands_alone(words: list[str]) -> bool:
     return False
   if words[0].lower() in _SUBORDINATE and not commas:
     return False
-  # 'A sergeant, who starts well' still waits for its verb.
   after = words[commas[-1] + 1] if commas else ''
   return after.lower() not in _RELATIVE
 

@@ -50,7 +50,7 @@ def test_every_film_and_plot_is_read(data, directory):
     assert item['genres'] == [g for g in genres if g]
     assert item['plot'] == ' '.join(plot.get('overview', '').split())
     keywords = [' '.join(k.lower().split()) for k in plot.get('keywords', [])]
-    assert item['keywords'] == list(dict.fromkeys(keywords))
+    assert item['keywords'] == list(dict.fromkeys(filter(None, keywords)))
 
 
 def test_a_zip_gives_the_same(data, directory, tmp_path):

@@ -168,7 +168,7 @@ def test_movielens_files(tmp_path):
   world = build_world(config)
   write_movielens_files(world, tmp_path)
   rows = {
-    name: list(csv.reader((tmp_path / f'{name}.csv').open(newline='')))
+    name: list(csv.reader((tmp_path / f'{name}.csv').read_text().splitlines()))
     for name in ('movies', 'ratings', 'tags', 'links')
   }
   assert rows['movies'][0] == ['movieId', 'title', 'genres']

@@ -161,9 +161,7 @@ def run_script(logits, rows=2, **settings):
   script = Script(logits)
   encoded = Encoded(jnp.zeros((rows, 1, 1)), jnp.ones((rows, 1), bool))
   config = SamplerConfig(**{'max_length': len(logits), **settings})
-  drawn = jax.jit(
-    lambda: sample_encoded(script, encoded, KEY, config, EOS)
-  )()
+  drawn = jax.jit(lambda: sample_encoded(script, encoded, KEY, config, EOS))()
   jax.block_until_ready(drawn)
   jax.effects_barrier()
   return drawn, len(script.steps)

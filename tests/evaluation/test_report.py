@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import html.parser
 import json
 
@@ -58,7 +59,7 @@ def report(tmp_path_factory):
   scores['SFT']['appeal'][:] = np.nan
   metrics = tmp_path_factory.mktemp('runs') / 'metrics.jsonl'
   lines = [
-    {'step': s, 'loss': 1 / s, 'reward': s, 'reward_nli': s / 2, 'kl': 0.1}
+    {'step': s, 'loss': 1 / s, 'reward': s, 'reward/nli/mean': s / 2, 'kl': 0.1}
     for s in range(1, 1001)
   ]
   text = '\n'.join(json.dumps(line) for line in lines)
@@ -165,6 +166,10 @@ def test_metrics_are_read_past_broken_lines(report):
   assert series['loss'][1] == (2, 0.5)
   assert charts.read_metrics('/nowhere/metrics.jsonl') == {}
   assert charts.learning_chart({'speed': [(1, 2.0)]}) == ''
+
+
+def test_panels():
+  assert doctest.testmod(charts).failed == 0
 
 
 def test_long_curves_are_thinned_by_means():

@@ -83,14 +83,14 @@ def test_killed_job_ends_with_the_same_bits(
   ratings_dir, fitted, tmp_path, monkeypatch
 ):
   directory = tmp_path / 'cf'
-  write = job._EpochMetrics.write
+  write = job.MetricWriter.write
 
-  def die(self, epoch, objective):
-    write(self, epoch, objective)
+  def die(self, epoch, metrics):
+    write(self, epoch, metrics)
     if epoch == 3:
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(job._EpochMetrics, 'write', die)
+  monkeypatch.setattr(job.MetricWriter, 'write', die)
   with pytest.raises(KeyboardInterrupt):
     fit_cf(data_dir=str(ratings_dir), output_dir=str(directory), **OPTIONS)
   monkeypatch.undo()

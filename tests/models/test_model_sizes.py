@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import pathlib
 
-import gin
 import jax
 import pytest
 from flax import nnx
 
+import gin
 from p4lm.models.t5 import T5, T5Config
 
 SIZES = pathlib.Path(__file__).parents[2] / 'gin' / 'models'

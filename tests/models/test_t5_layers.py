@@ -12,12 +12,11 @@ from flax import nnx
 from tiny_models import LM, Tiny, make_batch, make_responses, tiny
 
 from p4lm.errors import UserError
+from p4lm.models.attention import add_bias, attend
 from p4lm.models.layers import (
   Dense,
   FeedForward,
   RMSNorm,
-  add_bias,
-  attend,
   contract,
   dropout,
 )
@@ -33,9 +32,7 @@ def random(*shape, seed=0):
 @pytest.mark.parametrize('bidirectional', [True, False])
 @pytest.mark.parametrize('lengths', [(7, 7), (5, 9), (9, 5), (1, 1)])
 def test_relative_bias_is_the_table_by_bucket(bidirectional, lengths):
-  bias = RelativeBias(
-    8, 6, 3, bidirectional=bidirectional, rngs=nnx.Rngs(0)
-  )
+  bias = RelativeBias(8, 6, 3, bidirectional=bidirectional, rngs=nnx.Rngs(0))
   embedding = np.asarray(bias.embedding[...])
 
   def bucket(difference):

@@ -182,8 +182,10 @@ def test_bad_choices_are_named(options, named):
 
 
 def _run_again_with_four_devices(name):
-  flags = '--xla_force_host_platform_device_count=4'
-  flags = f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip()
+  given = os.environ.get('XLA_FLAGS', '')
+  four = '--xla_force_host_platform_device_count=4'
+  assert four not in given, 'the flag gave fewer than 4 devices'
+  flags = f'{given} {four}'.strip()
   command = [sys.executable, '-m', 'pytest', '-q', __file__, '-k', name]
   done = subprocess.run(
     command, env=os.environ | {'XLA_FLAGS': flags}, capture_output=True

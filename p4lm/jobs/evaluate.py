@@ -1,0 +1,282 @@
+"""The paper's Table 1: systems side by side on held-out user-item pairs.
+
+Every system writes one text a pair. Judging reward models, trained apart from
+those of RL, score them; in a synthetic world the truth does too. Held-out
+ratings, which no model saw, say whether a text fits its user better than
+another one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from p4lm import output_directory
+from p4lm.data import tables
+from p4lm.data.catalogue import Catalogue
+from p4lm.data.world.gold import GoldScorer
+from p4lm.decoding.sampler import SamplerConfig
+from p4lm.errors import UserError
+from p4lm.evaluation import table_one
+from p4lm.evaluation.report import Report, Sample, SampleText, write_report
+from p4lm.evaluation.text import text_statistics
+from p4lm.evaluation.user_match import HeldOutJudge, user_match
+from p4lm.rewards.terms import RewardRequest, evaluate_term
+from p4lm.runs.generations import Generations
+from p4lm.runs.model_directory import load_model
+from p4lm.runs.reward_terms import load_reward_terms
+
+# The paper's criteria and the reward kinds that measure them.
+CRITERIA = {
+  'precision': 'nli',
+  'personalization': 'personalization',
+  'appeal': 'appeal',
+  'relevance': 'relevance',
+}
+BASELINE = 'Text-only writer'
+SHUFFLED = ' (shuffled users)'
+_SHOWN_SAMPLES = 12
+
+Texts = Mapping[str, Sequence[str]]
+
+
+def evaluate(
+  *,
+  data_dir: str,
+  output_dir: str,
+  systems: Mapping[str, str],
+  judges: Mapping[str, str],
+  runs: Mapping[str, str] | None = None,
+  contrasts: Sequence[tuple[str, str]] = (),
+  num_pairs: int | None = None,
+  temperature: float = 1.0,
+  greedy: bool = False,
+  batch_size: int = 100,
+  seed: int = 0,
+) -> None:
+  """Generates, judges, compares; writes results.json, .md, .txt and a report.
+
+  Args:
+    data_dir: tables of `make_data`, with `evaluation_pairs`.
+    output_dir: gets the results, `generations/` and `report/index.html`.
+    systems: {name: directory of train_lm or train_rl}.
+    judges: {kind: directory of train_reward}, trained apart from RL's.
+    runs: {name: training directory} whose curves the report shows.
+    contrasts: (first, second) systems to compare in pairs; a name with
+      ' (shuffled users)' is that system reading another user's vector.
+    num_pairs: the first so many evaluation pairs; all by default.
+    temperature, greedy: how systems write.
+    batch_size: texts at a time.
+    seed: of sampling, of the permutation of users and of the bootstrap.
+  Raises:
+    UserError: a directory that holds no model, judges of another vocabulary,
+      or a contrast that names no system.
+  """
+  directory = output_directory.claim(output_dir)
+  catalogue = Catalogue.load(data_dir)
+  pairs = _pairs(data_dir, num_pairs)
+  subjects = [_subject(pair, catalogue) for pair in pairs]
+
+  texts = {BASELINE: [pair['writer_text'] for pair in pairs]}
+  texts |= _generate(
+    systems, pairs, catalogue, directory, temperature, greedy, batch_size, seed
+  )
+  scores = {'learned': _learned_scores(judges, subjects, texts, batch_size)}
+  if (Path(data_dir) / 'truth.npz').exists():
+    scores['gold'] = _gold_scores(data_dir, subjects, texts)
+
+  shown = [BASELINE, *systems]
+  report = _report(
+    scores, texts, pairs, subjects, shown, contrasts, data_dir, seed, runs
+  )
+  index = write_report(report, directory)
+  _write_text(directory / 'results.txt', report.to_text() + '\n')
+  print(report.to_text())
+  print(f'\nReport: {index}')
+
+
+def _pairs(data_dir: str, num_pairs: int | None) -> list[dict]:
+  pairs = tables.read_table(data_dir, 'evaluation_pairs').to_pylist()
+  if not pairs:
+    raise UserError(f'{data_dir}: evaluation_pairs.parquet has no rows')
+  return pairs[:num_pairs]
+
+
+def _subject(pair: dict, catalogue: Catalogue) -> RewardRequest:
+  return RewardRequest(
+    text='',
+    item_id=pair['item_id'],
+    user_id=pair['user_id'],
+    item=catalogue.item(pair['item_id']),
+    preferences=tuple(pair['preferences']),
+  )
+
+
+def _generate(
+  systems, pairs, catalogue, directory, temperature, greedy, batch_size, seed
+) -> dict[str, list[str]]:
+  """{system: texts}, and for each system its texts for other users."""
+  users = [pair['user_id'] for pair in pairs]
+  items = [pair['item_id'] for pair in pairs]
+  others = other_users(users, seed)
+  texts = {}
+  for place, (name, source) in enumerate(systems.items()):
+    model = load_model(source, kind='recommender')
+    sampler = SamplerConfig(
+      max_length=model.card.response_length,
+      temperature=temperature,
+      greedy=greedy,
+    )
+    generations = Generations(
+      directory / 'generations', model, catalogue, sampler, batch_size
+    )
+    key = jax.random.fold_in(jax.random.key(seed), place)
+    texts[name] = generations.texts(name, users, items, key)
+    # The same key: the two differ by the user alone.
+    texts[name + SHUFFLED] = generations.texts(
+      name + SHUFFLED, others, items, key
+    )
+  return texts
+
+
+def other_users(users: Sequence[str], seed: int) -> list[str]:
+  """Another user for each pair: the users in a random order, moved by one.
+
+  Where that gives a pair its own user (users may have several pairs) the next
+  different one is taken.
+  """
+  distinct = sorted(set(users))
+  if len(distinct) < 2:
+    raise UserError('evaluation pairs of a single user cannot be shuffled')
+  order = np.random.default_rng(seed).permutation(len(distinct))
+  following = {
+    distinct[order[place]]: distinct[order[(place + 1) % len(order)]]
+    for place in range(len(order))
+  }
+  return [following[user] for user in users]
+
+
+def _learned_scores(judges, subjects, texts: Texts, batch_size: int):
+  """{system: {criterion: float [M]}}; NaN where a judge has no answer."""
+  terms = {t.name: t for t in load_reward_terms(judges, batch_size=batch_size)}
+  missing = sorted(set(CRITERIA.values()) - set(terms))
+  if missing:
+    raise UserError(f'JUDGES lack {", ".join(missing)}')
+  scores = {}
+  for name, written in texts.items():
+    requests = [
+      RewardRequest(text, s.item_id, s.user_id, s.item, s.preferences)
+      for text, s in zip(written, subjects)
+    ]
+    scores[name] = {}
+    for criterion, kind in CRITERIA.items():
+      found = evaluate_term(terms[kind], requests)
+      scores[name][criterion] = np.where(found.valid, found.values, np.nan)
+  return scores
+
+
+def _gold_scores(data_dir, subjects, texts: Texts):
+  scorer = GoldScorer.load(data_dir)
+  users = [subject.user_id for subject in subjects]
+  items = [subject.item_id for subject in subjects]
+  return {
+    name: scorer.score(written, users, items) for name, written in texts.items()
+  }
+
+
+def _report(
+  scores, texts, pairs, subjects, shown, contrasts, data_dir, seed, runs
+) -> Report:
+  users = np.array([pair['user_id'] for pair in pairs])
+  options = {'clusters': users, 'seed': seed}
+  tables_by_judge = {
+    judge: table_one.table_one(
+      {name: by_system[name] for name in shown},
+      baseline=BASELINE,
+      judge=judge,
+      **options,
+    )
+    for judge, by_system in scores.items()
+  }
+  compared = []
+  for judge, by_system in reversed(scores.items()):
+    compared += table_one.contrasts(
+      by_system, contrasts, judge=judge, **options
+    )
+  manifest = tables.read_manifest(data_dir)
+  return Report(
+    title='P4LM',
+    lead=f'{len(shown)} systems on {len(pairs)} held-out user-item pairs.',
+    facts={
+      'data': manifest.get('dataset', data_dir),
+      'pairs': len(pairs),
+      'users': len(set(users.tolist())),
+      'seed': seed,
+    },
+    table=tables_by_judge['learned'],
+    gold=tables_by_judge.get('gold'),
+    contrasts=compared,
+    user_matches=_user_matches(data_dir, pairs, texts, shown, seed),
+    texts={name: text_statistics(texts[name]) for name in shown},
+    runs={
+      name: Path(source) / 'metrics.jsonl'
+      for name, source in (runs or {}).items()
+    },
+    samples=_samples(scores, texts, pairs, subjects, shown),
+  )
+
+
+def _user_matches(data_dir, pairs, texts: Texts, shown, seed):
+  """The matched-versus-shuffled-user test of every system."""
+  judge = HeldOutJudge(
+    tables.read_table(data_dir, 'items'), tables.read_table(data_dir, 'ratings')
+  )
+  users = [pair['user_id'] for pair in pairs]
+  items = [pair['item_id'] for pair in pairs]
+  return {
+    name: user_match(
+      judge,
+      texts[name],
+      users,
+      items,
+      counterfactual_texts=texts.get(name + SHUFFLED),
+      seed=seed,
+    )
+    for name in shown
+  }
+
+
+def _samples(scores, texts: Texts, pairs, subjects, shown) -> list[Sample]:
+  return [
+    Sample(
+      user_id=pair['user_id'],
+      item_id=pair['item_id'],
+      title=subject.item['title'],
+      preferences=pair['preferences'],
+      plot=subject.item['plot'],
+      texts={
+        name: SampleText(
+          texts[name][row],
+          {
+            f'{judge} {criterion}': float(values[row])
+            for judge, by_system in scores.items()
+            for criterion, values in by_system[name].items()
+          },
+        )
+        for name in shown
+      },
+    )
+    for row, (pair, subject) in enumerate(
+      zip(pairs[:_SHOWN_SAMPLES], subjects[:_SHOWN_SAMPLES])
+    )
+  ]
+
+
+def _write_text(path: Path, text: str) -> None:
+  partial = path.with_name(f'.{path.name}.partial')
+  partial.write_text(text, encoding='utf-8')
+  os.replace(partial, path)
