@@ -61,7 +61,13 @@ EXTRAS = {
     'wheel>=0.43',
   ],
   # Reference implementations for parity tests; they skip where these miss.
-  'parity': ['torch>=2.6', 'transformers>=4.50,<5'],
+  'parity': [
+    'implicit>=0.7',
+    'ir-measures>=0.3',
+    'irspack>=0.4',
+    'torch>=2.6',
+    'transformers>=4.50,<5',
+  ],
 }
 
 setuptools.setup(

@@ -103,7 +103,7 @@ def _bindings(text: str) -> dict[str, str]:
   if first:
     found['job'] = first.group(1)
   joined = re.sub(r'\\\n\s*', '', text)
-  joined = re.sub(r'\n\s+', ' ', re.sub(r'^#.*$', '', joined, flags=re.M))
+  joined = re.sub(r'\n[ \t]+', ' ', re.sub(r'^#.*$', '', joined, flags=re.M))
   for name, value in re.findall(r'^([\w./]+) = *(.*)$', joined, re.M):
     found[name] = ' '.join(value.split())
   return found

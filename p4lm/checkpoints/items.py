@@ -20,25 +20,25 @@ Arrays = dict[str, jax.Array]
 
 def to_arrays(tree: PyTree) -> Arrays:
   """{name: array} of a tree of arrays, random keys and Python numbers."""
-  return {
-    name: jax.random.key_data(leaf)
-    if _is_key(leaf)
-    else np.asarray(leaf)
-    if not isinstance(leaf, jax.Array)
-    else leaf
-    for name, leaf in named_leaves(tree).items()
-  }
+  return {name: _to_array(leaf) for name, leaf in named_leaves(tree).items()}
 
 
 def to_abstract(tree: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes, dtypes and shardings of `to_arrays(tree)`, also for abstract
-  trees."""
+  """Shapes, dtypes and shardings of `to_arrays(tree)`.
+
+  The tree may be abstract. JAX leaves without a sharding go to the first
+  device; NumPy arrays and Python numbers have none, which Orbax restores as
+  NumPy arrays (on a device, 64-bit integers would lose half their bits).
+  """
   return {name: _abstract(leaf) for name, leaf in named_leaves(tree).items()}
 
 
 def from_arrays(template: PyTree, arrays: Mapping[str, jax.Array]) -> PyTree:
-  """The template's tree with saved arrays: keys, NumPy arrays and Python
-  numbers where the template has them, JAX arrays elsewhere."""
+  """The template's tree with the saved arrays of its leaves' names.
+
+  Keys, NumPy arrays and Python numbers come where the template has them, JAX
+  arrays elsewhere.
+  """
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: _like(leaf, arrays[leaf_name(path)]), template
   )
@@ -68,6 +68,24 @@ def _is_key(leaf) -> bool:
   return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
+def _to_array(leaf):
+  if _is_key(leaf):
+    return jax.random.key_data(leaf)
+  return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _key_impl(key):
+  """`jax.random.key_impl`, which takes no `ShapeDtypeStruct`."""
+  found = []
+
+  def note(traced):
+    found.append(jax.random.key_impl(traced))
+    return traced
+
+  jax.eval_shape(note, key)
+  return found[0]
+
+
 def _abstract(leaf) -> jax.ShapeDtypeStruct:
   sharding = getattr(leaf, 'sharding', None)
   if _is_key(leaf):
@@ -76,14 +94,19 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
     if isinstance(sharding, jax.sharding.NamedSharding):
       spec = jax.sharding.PartitionSpec()
       sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
-  elif not hasattr(leaf, 'shape'):
+  elif not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
     leaf = np.asarray(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+  if sharding is None:
+    if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _like(template, array: jax.Array):
   if _is_key(template):
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(template))
+    return jax.random.wrap_key_data(array, impl=_key_impl(template))
   if isinstance(template, (bool, int, float)):
     return type(template)(array.item())
   if isinstance(template, (np.ndarray, np.generic)):

@@ -155,18 +155,14 @@ class CheckpointStore:
         for all.
       step: a given step; the newest whole one by default.
     Returns:
-      (step, items); arrays on the default device, random keys as integers.
+      (step, items); arrays on the first device, random keys as integers.
     Raises:
       UserError: no whole step.
     """
 
     def plan(found: int):
-      on_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
       return {
-        item: {
-          name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_device)
-          for name, leaf in self._saved(found, item).items()
-        }
+        item: items.to_abstract(self._saved(found, item))
         for item in self.item_names(found)
         if names is None or item in names
       }
@@ -248,10 +244,14 @@ class CheckpointStore:
     return wanted
 
   def _saved(self, step: int, item: str) -> dict:
-    """{name: shape and dtype} of an item; empty where the step lacks it."""
+    """{name: abstract array} of an item; empty where the step lacks it."""
     if item not in self.item_names(step):
       return {}
-    return dict(_handler().metadata(self.directory / str(step) / item).tree)
+    tree = _handler().metadata(self.directory / str(step) / item).tree
+    return {
+      name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+      for name, leaf in tree.items()
+    }
 
   def _make_room(self, step: int) -> None:
     """A damaged step must not count among those to keep, nor one be there

@@ -22,6 +22,8 @@ from p4lm.data import tables
 from p4lm.errors import UserError
 
 MAX_SURFACE_WORDS = 6
+# Enough users to know the spread of affinities by.
+_USERS_OF_SCALE = 4096
 _WORD = re.compile(r"[a-z0-9']+")
 
 
@@ -209,12 +211,7 @@ class AffinityConfig:
   lift_weight: float = 1.0
 
 
-def user_affinity(
-  ratings: tables.RatingArrays,
-  attributes: Attributes,
-  user_rows: np.ndarray,
-  config: AffinityConfig = AffinityConfig(),
-) -> np.ndarray:
+class UserAffinity:
   r"""How much users like attributes, compared with other users.
 
   With e_ui = rating - (mean of u) - (shrunk mean of i after that), over the
@@ -225,42 +222,65 @@ def user_affinity(
 
   where l_uk of the user's l_u liked items have k, a share p_k of all liked
   ones. The item's mean is taken out so that what everyone likes says nothing
-  about this user. affinity = (mean / sd(mean) + w lift / sd(lift)) / (1 + w).
+  about this user. affinity = (mean / sd(mean) + w lift / sd(lift)) / (1 + w),
+  deviations over all entries of up to 4096 users.
 
   Args:
-    ratings: training ratings of all users; they set the shares and means.
+    ratings: ratings of all users that may be asked for.
     attributes: K attributes of the items.
-    user_rows: int [N], users wanted, codes into `ratings.users`.
     config: shrinkage and weights.
-  Returns:
-    float32 [N, K]; deviations are taken over these users.
   """
-  users, items = ratings.users.codes, ratings.items.codes
-  num_users, num_items = len(ratings.users.ids), len(ratings.items.ids)
-  rows = attributes.rows(ratings.items.ids)
-  residuals = rating_residuals(ratings, config.item_shrinkage)
-  liked = ratings.ratings >= config.min_liked_rating
-  item_likes = np.bincount(items[liked], minlength=num_items)
-  own = attributes.matrix[rows]
-  share = (own.T @ item_likes + 0.5) / (item_likes.sum() + 1.0)
 
-  position = np.full(num_users, -1, np.int32)
-  position[user_rows] = np.arange(len(user_rows), dtype=np.int32)
-  keep = position[users] >= 0
-  where = (position[users[keep]], items[keep])
-  sums = lambda values: _sums(values, where, (len(user_rows), num_items), own)
-  mean = sums(residuals[keep]) / (
-    sums(np.ones(int(keep.sum()), np.float32)) + config.shrinkage
-  )
-  likes = sums(liked[keep].astype(np.float32))
-  num_likes = np.bincount(where[0][liked[keep]], minlength=len(user_rows))
-  expected = np.outer(num_likes, share)
-  lift = np.log(
-    (likes + config.lift_shrinkage) / (expected + config.lift_shrinkage)
-  )
-  weight = config.lift_weight
-  mixed = _standardised(mean) + weight * _standardised(lift)
-  return (mixed / (1 + weight)).astype(np.float32)
+  def __init__(
+    self,
+    ratings: tables.RatingArrays,
+    attributes: Attributes,
+    config: AffinityConfig = AffinityConfig(),
+  ):
+    users, items = ratings.users.codes, ratings.items.codes
+    self._config = config
+    self._own = attributes.matrix[attributes.rows(ratings.items.ids)]
+    liked = ratings.ratings >= config.min_liked_rating
+    item_likes = np.bincount(items[liked], minlength=len(ratings.items.ids))
+    self._share = (self._own.T @ item_likes + 0.5) / (item_likes.sum() + 1.0)
+    order = np.argsort(users, kind='stable')
+    self._items, self._liked = items[order], liked[order]
+    self._residuals = rating_residuals(ratings, config.item_shrinkage)[order]
+    self._counts = np.bincount(users, minlength=len(ratings.users.ids))
+    self._starts = np.cumsum(self._counts) - self._counts
+    step = -(-len(self._counts) // _USERS_OF_SCALE)
+    some = self._parts(np.arange(0, len(self._counts), step))
+    self._scales = [part.std() + 1e-6 for part in some]
+
+  def __call__(self, user_rows: np.ndarray) -> np.ndarray:
+    """float32 [N, K] for users given as int [N] codes."""
+    mean, lift = self._parts(user_rows)
+    weight = self._config.lift_weight
+    mixed = mean / self._scales[0] + weight * lift / self._scales[1]
+    return (mixed / (1 + weight)).astype(np.float32)
+
+  def _parts(self, user_rows) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and lift of some users, float [N, K] each."""
+    counts = self._counts[user_rows]
+    ends = np.append(0, np.cumsum(counts))
+    shift = np.repeat(self._starts[user_rows] - ends[:-1], counts)
+    rows = np.arange(ends[-1]) + shift
+    shape = (len(user_rows), self._own.shape[0])
+
+    def sums(values):
+      values = values.astype(np.float32, copy=False)
+      matrix = scipy.sparse.csr_matrix(
+        (values, self._items[rows], ends), shape=shape
+      )
+      return (matrix @ self._own).toarray(), matrix.sum(1)
+
+    residuals, _ = sums(self._residuals[rows])
+    numbers, _ = sums(np.ones(len(rows)))
+    likes, all_likes = sums(self._liked[rows])
+    shrinkage = self._config.lift_shrinkage
+    expected = np.asarray(all_likes).reshape(-1, 1) * self._share
+    lift = np.log((likes + shrinkage) / (expected + shrinkage))
+    return residuals / (numbers + self._config.shrinkage), lift
 
 
 def rating_residuals(
@@ -276,12 +296,3 @@ def rating_residuals(
   biases = totals(items, residuals, ratings.items)
   biases /= (item_counts + item_shrinkage).clip(1e-9)
   return residuals - biases.astype(np.float32)[items]
-
-
-def _sums(values, where, shape, own) -> np.ndarray:
-  matrix = scipy.sparse.csr_matrix((values, where), shape=shape)
-  return (matrix @ own).toarray()
-
-
-def _standardised(values: np.ndarray) -> np.ndarray:
-  return values / (values.std() + 1e-6)

@@ -3,6 +3,9 @@
 y = x W + (alpha / rank) (x A) B. B starts at zero, so the model's outputs do
 not change when LoRA is applied. A and B are nnx.LoRAParam, which the `lora`
 stage of `models.selection` trains while W stays as it is.
+
+What works in place changes the module's variables, which a state given to
+nnx.merge shares with it unless merged with copy=True.
 """
 
 import functools

@@ -30,9 +30,10 @@ def relative_buckets(
   logarithmically up to `max_distance` and end in a common last bucket. In the
   bidirectional case, half of all buckets are for keys after the query.
 
-  >>> relative_buckets(np.array([-3, 0, 3]), bidirectional=True,
-  ...                  num_buckets=32, max_distance=128)
-  array([ 3,  0, 19])
+  >>> differences = np.array([-3, 0, 3])
+  >>> sizes = dict(num_buckets=32, max_distance=128)
+  >>> relative_buckets(differences, bidirectional=True, **sizes).tolist()
+  [3, 0, 19]
   """
   offset = np.zeros_like(relative_position)
   if bidirectional:

@@ -106,7 +106,7 @@ def make_train_step(
       grads, metrics = _accumulated_gradients(
         loss_fn, params, frozen, _split(batch, accumulate), step_key
       )
-    metrics['grad_norm'] = optax.global_norm(grads)
+    metrics['grad_norm'] = optax.tree.norm(grads)
     if schedule is not None:
       metrics['learning_rate'] = jnp.asarray(schedule(step), jnp.float32)
     updates, opt_state = optimizer.update(grads, opt_state, params)

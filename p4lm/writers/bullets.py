@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from p4lm.data import pair_order
-from p4lm.data.attributes import AffinityConfig, Attributes, user_affinity
+from p4lm.data.attributes import Attributes, UserAffinity
 from p4lm.data.tables import SCHEMAS, RatingArrays
 from p4lm.writers import phrases
 
@@ -22,7 +22,7 @@ _USERS_AT_ONCE = 4096
 def users_table(
   ratings: RatingArrays,
   attributes: Attributes,
-  affinity_config: AffinityConfig,
+  affinity_of: UserAffinity,
   seed: int,
 ) -> pa.Table:
   """The `users` table: five bullets of likes, then five of dislikes.
@@ -30,7 +30,8 @@ def users_table(
   Args:
     ratings: training ratings.
     attributes: of the items.
-    affinity_config: decides which attribute of a film a bullet names.
+    affinity_of: from these ratings; decides which attribute of a film a
+      bullet names.
     seed: of the choice among equally rated films and of the wording.
   """
   liked, disliked = select_films(ratings, seed)
@@ -39,8 +40,7 @@ def users_table(
   preferences = []
   for start in range(0, len(counts), _USERS_AT_ONCE):
     users = np.arange(start, min(start + _USERS_AT_ONCE, len(counts)))
-    affinity = user_affinity(ratings, attributes, users, affinity_config)
-    for user, likes in zip(users, affinity):
+    for user, likes in zip(users, affinity_of(users)):
       rng = random.Random(f'bullets {seed} {ratings.users.ids[user]}')
       preferences.append(
         write_bullets(

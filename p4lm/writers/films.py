@@ -62,7 +62,8 @@ class Films:
     for row, (item_id, year, plot) in enumerate(
       zip(*(column.to_pylist() for column in columns))
     ):
-      overview = shorten(clean_text(plot), max_overview_words)
+      whole = clean_text(plot)
+      overview = shorten(whole, max_overview_words)
       own = attributes.of(item_id).tolist()
       if not overview or not own:
         continue
@@ -72,7 +73,7 @@ class Films:
         item_id,
         tuple(listed),
         frozenset(own),
-        tuple(sentences.clauses(overview)),
+        _clauses(whole, overview),
         describe(listed, overview, attributes),
         f'{year // 10 * 10}s' if year else '',
       )
@@ -133,6 +134,15 @@ def describe_items(items: pa.Table, films: Films) -> pa.Table:
   ]
   position = items.column_names.index('plot')
   return items.set_column(position, 'plot', pa.array(plots, pa.string()))
+
+
+def _clauses(whole: str, overview: str) -> tuple[str, ...]:
+  """Clauses of the whole text that its beginning `overview` holds."""
+  return tuple(
+    clause
+    for clause in sentences.clauses(whole)
+    if clause.rstrip('.!?') in overview
+  )
 
 
 def _listed(own, attributes: Attributes, max_themes: int) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from p4lm.data import pair_order, tables
-from p4lm.data.attributes import AffinityConfig, user_affinity
+from p4lm.data.attributes import UserAffinity
 from p4lm.errors import UserError
 from p4lm.writers.films import Film, Films
 
@@ -46,7 +46,7 @@ class PairSource:
     held_out: user_id, item_id of the evaluation pairs, never drawn.
     min_rating: a pitch recommends a film that the user rated at least so.
     split_shares: of users in each judged split.
-    affinity: how ratings become affinities.
+    affinity_of: of the users of these ratings.
     seed: other seeds draw other pairs.
   Raises:
     UserError: no rating is left to draw.
@@ -63,7 +63,7 @@ class PairSource:
     *,
     min_rating: float,
     split_shares: Sequence[float],
-    affinity: AffinityConfig,
+    affinity_of: UserAffinity,
     seed: int,
   ):
     self.films = films
@@ -87,10 +87,7 @@ class PairSource:
     numbers = pair_order.pair_numbers(ratings.users, ratings.items, seed, rows)
     self._numbers = numbers[keep]
     self._user_split = split_of(user_ids, split_shares, seed)
-    wanted = np.unique(self._users)
-    self._position = np.full(len(user_ids), -1)
-    self._position[wanted] = np.arange(len(wanted))
-    self._affinity = user_affinity(ratings, films.attributes, wanted, affinity)
+    self._affinity_of = affinity_of
 
   def draw(self, count: int, purpose: str, split: int | None = None) -> Draw:
     """Pairs in which users take turns.
@@ -115,7 +112,8 @@ class PairSource:
       order = np.resize(order, count)
     chosen = rows[order[:count]]
     users = self._users[chosen]
-    affinities = self._affinity[self._position[users]]
+    distinct, place = np.unique(users, return_inverse=True)
+    affinities = self._affinity_of(distinct)[place]
     return Draw(
       [self._ratings.users.ids[user] for user in users],
       [self.films.by_row[int(row)] for row in self._items[chosen]],
@@ -124,7 +122,7 @@ class PairSource:
     )
 
   def _spread(self, rows: np.ndarray) -> np.ndarray:
-    """At most _POOL rows, spread evenly over users."""
+    """About _POOL rows, spread evenly over users."""
     if len(rows) <= self._POOL:
       return rows
     users = self._ratings.users.codes[rows]
@@ -133,7 +131,7 @@ class PairSource:
     )
     turn = pair_order.rank_within(users, numbers, len(self._ratings.users.ids))
     upto = np.searchsorted(np.cumsum(np.bincount(turn)), self._POOL)
-    return rows[turn <= upto][: self._POOL]
+    return rows[turn <= upto]
 
 
 def split_of(

@@ -83,7 +83,7 @@ class Manner:
   opener_rate: float = 0.85
   genre_opener_rate: float = 0.7
   match_bonus: float = 0.5
-  fragment_rate: float = 0.7
+  fragment_rate: float = 0.8
   vivid_rate: float = 0.5
   hook_rate: float = 0.5
 

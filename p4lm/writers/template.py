@@ -16,7 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from p4lm.data import tables
-from p4lm.data.attributes import AffinityConfig, build_attributes
+from p4lm.data.attributes import (
+  AffinityConfig,
+  UserAffinity,
+  build_attributes,
+)
 from p4lm.errors import UserError
 from p4lm.writers import bullets, judged_texts, pitches
 from p4lm.writers.films import Film, Films, describe_items
@@ -61,8 +65,8 @@ class TemplateConfig:
   min_rating: float = 3.5
   min_theme_items: int = 12
   max_attributes: int = 300
-  max_themes: int = 5
-  max_overview_words: int = 56
+  max_themes: int = 4
+  max_overview_words: int = 40
   demonstrator: Manner = Manner()
   text_writer: Manner = Manner(false_claim_rate=0.1)
   bullet_weight: float = 2.0
@@ -123,16 +127,15 @@ class TemplateWriter:
     """Every table of texts; see `build_text_tables`."""
     config, seed, films = self._config, self._seed, self.films
     ratings = tables.rating_arrays(train_ratings)
-    users = bullets.users_table(
-      ratings, films.attributes, config.affinity, seed
-    )
+    affinity_of = UserAffinity(ratings, films.attributes, config.affinity)
+    users = bullets.users_table(ratings, films.attributes, affinity_of, seed)
     source = PairSource(
       ratings,
       films,
       evaluation_pairs,
       min_rating=config.min_rating,
       split_shares=config.split_shares,
-      affinity=config.affinity,
+      affinity_of=affinity_of,
       seed=seed,
     )
     encoder = encoder or LSAEncoder.fit(

@@ -136,20 +136,22 @@ def test_affinity_is_the_documented_formula():
       hits = sum(k in own[r[1]] for r in liked)
       lift[n, k] = math.log((hits + 3.0) / (len(liked) * share + 3.0))
   expected = (mean / mean.std() + 0.5 * lift / lift.std()) / 1.5
-  computed = attributes.user_affinity(arrays, found, np.arange(3), config)
+  computed = attributes.UserAffinity(arrays, found, config)(np.arange(3))
   np.testing.assert_allclose(computed, expected, rtol=2e-4, atol=1e-5)
 
 
 def test_some_users_in_any_order():
-  found, arrays = _build(), _arrays()
-  config = attributes.AffinityConfig(lift_weight=0.0)
-  every = attributes.user_affinity(arrays, found, np.arange(3), config)
-  some = attributes.user_affinity(arrays, found, np.array([2, 0]), config)
-  # Up to the common scale, which is that of the users asked for.
-  rows = every[[2, 0]]
-  np.testing.assert_allclose(
-    some / np.abs(some).max(), rows / np.abs(rows).max(), rtol=1e-4, atol=1e-6
-  )
+  affinity_of = attributes.UserAffinity(_arrays(), _build())
+  every = affinity_of(np.arange(3))
+  np.testing.assert_array_equal(affinity_of(np.array([2, 0])), every[[2, 0]])
+
+
+def test_the_order_of_ratings_does_not_matter():
+  arrays = _arrays(RATINGS[::-1])
+  one = attributes.UserAffinity(_arrays(), _build())(np.arange(3))
+  two = attributes.UserAffinity(arrays, _build())(np.arange(3))
+  assert arrays.users.ids == ['w', 'v', 'u']
+  np.testing.assert_allclose(two[::-1], one, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

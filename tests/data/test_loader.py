@@ -70,9 +70,7 @@ def test_an_epoch_has_every_example_once_and_the_next_another_order(cache_dir):
 
 
 def test_a_mixture_draws_in_proportion_and_covers_all(cache_dir):
-  rows = read_ids(
-    itertools.islice(batches(cache_dir, ('plots', 'likes')), 12)
-  )
+  rows = read_ids(itertools.islice(batches(cache_dir, ('plots', 'likes')), 12))
   assert sorted(sum(rows[:6], [])) == [*range(24), *range(100, 112)]
   assert any({r >= 100 for r in row} == {True, False} for row in rows)
 
@@ -140,9 +138,7 @@ def test_missing_and_damaged_caches_are_named(cache_dir, tmp_path):
   with pytest.raises(UserError, match="'absent' is not cached.*cache_tasks"):
     next(batches(cache_dir, ('absent',)))
   with pytest.raises(UserError, match="no example in split 'validation'"):
-    next(
-      loader.iterate_once(cache_dir, ['likes'], 'validation', CONVERTER, 2)
-    )
+    next(loader.iterate_once(cache_dir, ['likes'], 'validation', CONVERTER, 2))
   write_task(tmp_path, 'cut', {'train': 4})
   records_path = tmp_path / 'cut' / 'train.array_record'
   records_path.write_bytes(records_path.read_bytes()[:40])
@@ -156,9 +152,7 @@ def test_missing_and_damaged_caches_are_named(cache_dir, tmp_path):
 @pytest.mark.parametrize('size, count', [(0, 1), (-2, 1), (5, 2)])
 def test_batch_sizes_that_cannot_be_are_refused(cache_dir, size, count):
   with pytest.raises(UserError, match=f'BATCH_SIZE.*got {size}'):
-    batch = batches(
-      cache_dir, size=size, process_index=0, process_count=count
-    )
+    batch = batches(cache_dir, size=size, process_index=0, process_count=count)
     next(batch)
 
 

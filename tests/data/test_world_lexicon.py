@@ -28,6 +28,9 @@ def test_every_clause_claims_its_value_and_nothing_else(parser):
   for value in range(lexicon.NUM_VALUES):
     facet = lexicon.FACETS[lexicon.VALUE_FACETS[value]]
     assert len(set(lexicon.VALUE_PHRASES[value])) == 3
+    plot_words = set(' '.join(lexicon.plot_phrases(value)).split())
+    other_words = set(lexicon.VALUE_PHRASES[value][2].split())
+    assert not (plot_words & other_words) - {'a', 'an', 'the'}
     for phrase in lexicon.VALUE_PHRASES[value]:
       for clause in facet.plot_clauses + facet.pitch_clauses:
         assert parser.parse(clause.format(phrase)) == [value], (clause, phrase)
@@ -41,7 +44,7 @@ def test_phrases_name_one_value_only():
     for facet in lexicon.FACETS
     for phrases in facet.values.values()
     for phrase in phrases
-    for key in [f'{marker} {phrase}' for marker in facet.markers or ('',)]
+    for key in [form.format(phrase) for form in _claim_forms(facet)]
   ]
   assert len(keys) == len(set(keys)) == len(lexicon.surface_keys())
 
@@ -94,8 +97,8 @@ def test_bullets_say_the_extremes_of_the_taste(world, parser):
     said = [parser.parse(bullet) for bullet in bullets]
     assert said[:5] == [[value] for value in order[:5]]
     assert said[5:] == [[value] for value in order[:-6:-1]]
-    verbs = [bullet.lower().startswith(lexicon.LIKE_VERBS) for bullet in bullets]
-    assert verbs == [True] * 5 + [False] * 5
+    liked = [b.lower().startswith(lexicon.LIKE_VERBS) for b in bullets]
+    assert liked == [True] * 5 + [False] * 5
 
 
 def test_world_has_500_to_700_words(world):
@@ -141,6 +144,10 @@ def test_titles_do_not_repeat():
   titles, years = plots.draw_titles(5000, np.random.default_rng(0))
   assert len({title.rsplit(' (', 1)[0] for title in titles}) == 5000
   assert all(t.endswith(f'({year})') for t, year in zip(titles, years))
+
+
+def _claim_forms(facet) -> tuple[str, ...]:
+  return facet.roles + facet.pitch_clauses if facet.roles else ('{}',)
 
 
 def _words(line: str) -> int:

@@ -110,7 +110,7 @@ def test_every_stage_records_its_configuration(root):
 def test_a_second_start_keeps_every_stage(root):
   found = p4lm(*pipeline_arguments(root))
   assert 'done in' not in found.stdout
-  assert found.stdout.count('finished before, kept') == 19
+  assert found.stdout.count('finished before, kept') == 18
 
 
 def test_the_adapters_stage_leaves_everything_else_bit_identical(root):
@@ -156,7 +156,7 @@ def test_kill_and_go_on_ends_bit_for_bit_the_same(root, stage, tmp_path):
   p4lm(*stage_command(root, stage, halves))
   assert_same(parameters(whole), parameters(halves))
   metrics = [
-    [json.loads(line)['step'] for line in open(d / 'metrics.jsonl')]
+    [row['step'] for row in read(d / 'metrics.jsonl')]
     for d in (whole, halves)
   ]
   assert metrics[0] == metrics[1]
@@ -320,3 +320,24 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
   )  # fmt: skip
   assert fresh.returncode == 1
   assert 'at step' in fresh.stderr and 'Traceback' not in fresh.stderr
+
+
+@pytest.mark.parametrize('stage', ['sft', 'reward_personalization'])
+def test_four_devices_give_one_devices_losses(root, stage, tmp_path):
+  losses = {}
+  for name, devices, mesh in (
+    ('one', 1, 'data=1'),
+    ('four', 4, 'data=2,model=2'),
+  ):
+    flags = f'--xla_force_host_platform_device_count={devices}'
+    p4lm(
+      *stage_command(root, stage, tmp_path / name),
+      f'--gin.MESH_SHAPE={mesh}',
+      '--gin.train_lm.log_every=1'
+      if stage == 'sft'
+      else '--gin.train_reward.log_every=1',
+      env={**os.environ, 'XLA_FLAGS': flags},
+    )
+    losses[name] = [row['loss'] for row in read(tmp_path / name / 'metrics.jsonl')]
+  assert len(losses['one']) == 4
+  np.testing.assert_allclose(losses['four'], losses['one'], rtol=1e-5)

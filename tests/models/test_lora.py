@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from tiny_models import make_batch, make_responses, tiny
 
 from p4lm.errors import UserError
+from p4lm.models.layers import Dense
 from p4lm.models.lora import (
   apply_lora,
   fold_lora,
@@ -153,19 +153,24 @@ def test_targets_choose_maps_and_mistakes_are_named():
     merge_lora(tiny().model)
 
 
-def test_gradients_reach_both_factors():
-  model = with_lora()
-  graphdef, factors, rest = nnx.split(model, nnx.LoRAParam, ...)
-  batch = make_batch()
+class OneMap(nnx.Module):
+  """A model of one linear map."""
 
-  def loss(factors):
-    out = nnx.merge(graphdef, factors, rest)(
-      batch['prompt_tokens'],
-      make_responses(),
-      batch['cf_embeddings'],
-      batch['cf_kind_ids'],
-    )
-    return jnp.square(out).mean()
+  def __init__(self):
+    self.dense = Dense({'embed': 4}, {'mlp': 5}, rngs=nnx.Rngs(0))
 
-  for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(factors)):
-    assert np.abs(leaf).max() > 0
+
+def test_gradients_are_those_of_the_product():
+  model = OneMap()
+  apply_lora(model, 2, 6.0, ['^dense$'], rngs=nnx.Rngs(1))
+  dense = model.dense
+  dense.lora_b[...] = jax.random.normal(jax.random.key(0), (2, 5))
+  x = jax.random.normal(jax.random.key(1), (3, 4))
+  graphdef, factors, rest = nnx.split(dense, nnx.LoRAParam, ...)
+  loss = lambda y: (y**3).sum()
+  gradient = jax.grad(lambda f: loss(nnx.merge(graphdef, f, rest)(x)))(factors)
+  product = lambda a, b: loss(x @ (dense.kernel[...] + 3.0 * a @ b))
+  expected = jax.grad(product, (0, 1))(dense.lora_a[...], dense.lora_b[...])
+  for name, value in zip(('lora_a', 'lora_b'), expected):
+    np.testing.assert_allclose(gradient[name][...], value, rtol=1e-4)
+    assert np.abs(value).max() > 0

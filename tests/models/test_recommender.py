@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,18 +151,31 @@ def test_a_model_of_text_alone_takes_no_vectors():
     model.encode(**batch)
 
 
-def test_dropout_needs_a_key_and_a_rate():
-  model = tiny().model
+def test_dropout_follows_its_key_and_stops_without_one():
+  lm = dataclasses.replace(LM, dropout_rate=0.3)
+  config = dataclasses.replace(tiny().config, lm=lm)
+  make = lambda: Recommender(config, rngs=nnx.Rngs(0))
+  graphdef, _ = nnx.split(nnx.eval_shape(make))
   batch, responses = make_batch(), make_responses()
-  arguments = (
-    batch['prompt_tokens'],
-    responses,
-    batch['cf_embeddings'],
-    batch['cf_kind_ids'],
+
+  @jax.jit
+  def logits(state, key):
+    return nnx.merge(graphdef, state)(
+      batch['prompt_tokens'],
+      responses,
+      batch['cf_embeddings'],
+      batch['cf_kind_ids'],
+      dropout_key=key,
+    )
+
+  plain = tiny().logits(batch, responses)
+  np.testing.assert_array_equal(logits(tiny().state, None), plain)
+  first, same, other = (
+    logits(tiny().state, jax.random.key(seed)) for seed in (0, 0, 1)
   )
-  plain = model(*arguments)
-  same = model(*arguments, dropout_key=jax.random.key(0))
-  np.testing.assert_array_equal(plain, same)
+  np.testing.assert_array_equal(first, same)
+  assert np.abs(first - plain).max() > 0.1
+  assert np.abs(first - other).max() > 0.1
 
 
 def test_building_draws_what_the_constructor_draws():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import nnx
 from tiny_models import LM, Tiny, make_batch, make_responses, tiny
 
 from p4lm.errors import UserError
+from p4lm.models import position_bias
 from p4lm.models.attention import add_bias, attend
 from p4lm.models.layers import (
   Dense,
@@ -57,6 +59,11 @@ def test_relative_bias_is_the_table_by_bucket(bidirectional, lengths):
       np.testing.assert_array_equal(
         table[:, q, m], embedding[bucket(m - q)], err_msg=f'{q} {m}'
       )
+
+
+def test_bucket_example():
+  result = doctest.testmod(position_bias)
+  assert result.attempted and not result.failed
 
 
 def test_a_row_of_the_bias_is_the_tables_row():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from tiny_models import tiny
 
 from p4lm.errors import UserError
+from p4lm.partitioning import mesh as mesh_module
 from p4lm.partitioning.mesh import MESH_AXES, make_mesh
 from p4lm.partitioning.rules import (
   STANDARD_RULES,
@@ -25,6 +28,11 @@ from p4lm.partitioning.shardings import (
   put_batch,
   put_state,
 )
+
+
+def test_mesh_example():
+  result = doctest.testmod(mesh_module)
+  assert result.attempted and not result.failed
 
 
 def abstract(**sizes):

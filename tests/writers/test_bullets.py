@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from p4lm.data import tables
-from p4lm.data.attributes import AffinityConfig, build_attributes
+from p4lm.data.attributes import UserAffinity, build_attributes
 from p4lm.writers import bullets, phrases
 
 
@@ -41,7 +41,8 @@ def test_equal_films_are_drawn_by_seed(arrays):
 
 
 def test_users_have_ten_bullets_about_their_films(arrays, attributes):
-  table = bullets.users_table(arrays, attributes, AffinityConfig(), seed=0)
+  affinity_of = UserAffinity(arrays, attributes)
+  table = bullets.users_table(arrays, attributes, affinity_of, seed=0)
   assert table['user_id'].to_pylist() == arrays.users.ids
   counts = np.bincount(arrays.users.codes)
   assert table['num_train_ratings'].to_pylist() == counts.tolist()

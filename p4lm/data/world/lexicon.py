@@ -1,11 +1,16 @@
 """The words of the synthetic world: facets, their values, how texts say them.
 
 An item has one value of each of the eight facets. A value is written by one of
-three surface phrases: plots use the first two, pitches the last two, so a
-pitch often names a fact in words that the plot does not hold (a lexical gap
-that overlapping words cannot bridge). `hero` and `rival` share one set of
-professions and differ only by the words before the noun: "it follows a thief
-hunted by a detective" and its reverse hold the same bag of words.
+three surface phrases: plots use the first two, pitches the last two, and the
+last shares no word with the others, so half of a pitch's facts are in words
+that the plot does not hold (a lexical gap that overlapping words cannot
+bridge). `hero` and `rival` share one set of professions and differ only by the
+words around the noun: "it follows a thief hunted by a detective" and its
+reverse hold the same bag of words.
+
+In pitches the value comes first in its clause ("a burglar as hero"), so that
+choosing what to praise is choosing the next words: a language model adds what
+the item has and what the user likes in one softmax.
 
 A value is addressed by its *value id*, its position in the concatenation of
 all facets' values (`VALUE_OFFSETS[facet] + index`).
@@ -27,8 +32,8 @@ class Facet:
     plot_clauses: clauses of plots (hero and rival share whole sentences there,
       see plots.py).
     bullet: how a preference bullet names the value.
-    markers: words that must stand before the phrase to make it a claim; empty
-      when the phrase is a claim by itself.
+    roles: the words around the phrase that make it a claim, besides the pitch
+      clauses; empty when the phrase is a claim by itself.
   """
 
   name: str
@@ -37,129 +42,129 @@ class Facet:
   denials: tuple[str, ...]
   plot_clauses: tuple[str, ...] = ()
   bullet: str = '{}'
-  markers: tuple[str, ...] = ()
+  roles: tuple[str, ...] = ()
 
 
 _PROFESSIONS = {
-  'thief': ('a thief', 'a burglar', 'a crook'),
-  'detective': ('a detective', 'a sleuth', 'a policeman'),
-  'soldier': ('a soldier', 'a trooper', 'a warrior'),
-  'doctor': ('a doctor', 'a surgeon', 'a healer'),
-  'sailor': ('a sailor', 'a captain', 'a seaman'),
-  'teacher': ('a teacher', 'a professor', 'a tutor'),
-  'writer': ('a writer', 'a novelist', 'a poet'),
-  'priest': ('a priest', 'a monk', 'a preacher'),
+  'thief': ('a thief', 'a clever thief', 'a burglar'),
+  'detective': ('a detective', 'a weary detective', 'a sleuth'),
+  'soldier': ('a soldier', 'a proud soldier', 'a warrior'),
+  'doctor': ('a doctor', 'a country doctor', 'a surgeon'),
+  'sailor': ('a sailor', 'a bearded sailor', 'a captain'),
+  'teacher': ('a teacher', 'a strict teacher', 'a professor'),
+  'writer': ('a writer', 'a poor writer', 'a poet'),
+  'priest': ('a priest', 'a humble priest', 'a monk'),
 }
 
 FACETS = (
   Facet(
     'genre',
     {
-      'Comedy': ('a comedy', 'a funny film', 'a laugh riot'),
-      'Drama': ('a drama', 'a serious film', 'a grave play'),
-      'Horror': ('a horror film', 'a scary story', 'a fright show'),
-      'Romance': ('a romance', 'a love story', 'a tender courtship'),
-      'Sci-Fi': ('a science fiction film', 'a robot story', 'a future tale'),
-      'Thriller': ('a thriller', 'a suspense story', 'a nail biter'),
-      'Western': ('a western', 'a cowboy story', 'a frontier tale'),
-      'Musical': ('a musical', 'a singing film', 'a song revue'),
+      'Comedy': ('a comedy', 'a light comedy', 'a laugh riot'),
+      'Drama': ('a drama', 'a serious drama', 'a grave play'),
+      'Horror': ('a horror film', 'a horror tale', 'a fright show'),
+      'Romance': ('a romance', 'a tender romance', 'a love story'),
+      'Sci-Fi': ('science fiction', 'pure science fiction', 'a future tale'),
+      'Thriller': ('a thriller', 'a sharp thriller', 'a nail biter'),
+      'Western': ('a western', 'a classic western', 'a cowboy story'),
+      'Musical': ('a musical', 'a stage musical', 'a song revue'),
     },
     plot_clauses=('this is {}', 'it plays as {}'),
-    pitch_clauses=('it is {}', 'you get {}'),
+    pitch_clauses=('{} at heart', '{} in style'),
     denials=('at first it looks like {}', 'it was sold as {}'),
   ),
   Facet(
     'setting',
     {
-      'harbour': ('a harbour town', 'a fishing port', 'the old docks'),
-      'desert': ('the desert', 'a sea of sand', 'the burning dunes'),
-      'city': ('a big city', 'a crowded metropolis', 'the neon streets'),
-      'forest': ('a deep forest', 'the green woods', 'the tall pines'),
-      'mountain': ('the mountains', 'a snowy valley', 'the high peaks'),
-      'island': ('a lonely island', 'a coral beach', 'the palm shore'),
-      'space': ('a space station', 'an orbiting base', 'the outer planets'),
-      'farm': ('a quiet farm', 'a country village', 'the wheat fields'),
+      'harbour': ('a harbour', 'an old harbour', 'the docks'),
+      'desert': ('the desert', 'a desert camp', 'the dunes'),
+      'city': ('a city', 'a crowded city', 'the metropolis'),
+      'forest': ('a forest', 'a deep forest', 'the woods'),
+      'mountain': ('the mountains', 'the high mountains', 'the peaks'),
+      'island': ('an island', 'a lonely island', 'the beach'),
+      'space': ('a space station', 'a space base', 'the planets'),
+      'farm': ('a farm', 'a quiet farm', 'the fields'),
     },
     plot_clauses=('it is set in {}', 'it unfolds in {}'),
-    pitch_clauses=('it visits {}', 'it is set in {}'),
+    pitch_clauses=('{} as backdrop', '{} all around'),
     denials=('someone dreams of {}', 'they never reach {}'),
     bullet='stories set in {}',
   ),
   Facet(
     'mood',
     {
-      'dark': ('dark', 'gloomy', 'bleak'),
-      'warm': ('warm', 'gentle', 'cosy'),
-      'tense': ('tense', 'nervous', 'edgy'),
-      'dreamy': ('dreamy', 'misty', 'hazy'),
-      'ironic': ('ironic', 'witty', 'sly'),
-      'wild': ('wild', 'rowdy', 'crazy'),
+      'dark': ('dark', 'very dark', 'gloomy'),
+      'warm': ('warm', 'truly warm', 'gentle'),
+      'tense': ('tense', 'deeply tense', 'nervous'),
+      'dreamy': ('dreamy', 'softly dreamy', 'hazy'),
+      'ironic': ('ironic', 'drily ironic', 'witty'),
+      'wild': ('wild', 'utterly wild', 'rowdy'),
     },
     plot_clauses=('the mood is {}', 'the tone stays {}'),
-    pitch_clauses=('it feels {}', 'the mood is {}'),
+    pitch_clauses=('{} in mood', '{} in feeling'),
     denials=('it never turns {}', 'the tone is far from {}'),
     bullet='moods that are {}',
   ),
   Facet(
     'hero',
     _PROFESSIONS,
-    pitch_clauses=('you root for {}', 'the hero is {}'),
+    pitch_clauses=('{} as hero', '{} to cheer for'),
     denials=('an old friend is {}', 'one scene shows {}'),
     bullet='heroes like {}',
-    markers=('follows', 'hero is', 'root for', 'heroes like'),
+    roles=('follows {}', 'hero is {}', 'heroes like {}'),
   ),
   Facet(
     'rival',
     _PROFESSIONS,
-    pitch_clauses=('they are up against {}', 'the rival is {}'),
+    pitch_clauses=('{} as rival', '{} to beware of'),
     denials=('an old friend is {}', 'one scene shows {}'),
     bullet='rivals like {}',
-    markers=('hunted by', 'rival is', 'up against', 'rivals like'),
+    roles=('hunted by {}', 'rival is {}', 'rivals like {}'),
   ),
   Facet(
     'theme',
     {
-      'revenge': ('revenge', 'an old grudge', 'cold vengeance'),
-      'friendship': ('friendship', 'loyal friends', 'a lasting bond'),
-      'love': ('true love', 'a secret passion', 'two hearts'),
-      'greed': ('greed', 'stolen gold', 'hungry ambition'),
-      'freedom': ('freedom', 'a brave escape', 'breaking chains'),
-      'family': ('family', 'lost brothers', 'blood ties'),
-      'memory': ('memory', 'forgotten days', 'a buried past'),
-      'honour': ('honour', 'a sworn duty', 'a noble promise'),
+      'revenge': ('revenge', 'cold revenge', 'a grudge'),
+      'friendship': ('friendship', 'loyal friendship', 'a bond'),
+      'love': ('first love', 'true love', 'passion'),
+      'greed': ('greed', 'blind greed', 'ambition'),
+      'freedom': ('freedom', 'sudden freedom', 'an escape'),
+      'family': ('family', 'a divided family', 'blood ties'),
+      'memory': ('memory', 'a lost memory', 'the past'),
+      'honour': ('honour', 'wounded honour', 'a duty'),
     },
     plot_clauses=('it deals with {}', 'it tells of {}'),
-    pitch_clauses=('it speaks of {}', 'it deals with {}'),
+    pitch_clauses=('{} as theme', '{} on its mind'),
     denials=('it has no time for {}', 'nobody talks of {}'),
     bullet='films about {}',
   ),
   Facet(
     'pace',
     {
-      'slow': ('slow', 'unhurried', 'drifting'),
-      'steady': ('steady', 'regular', 'measured'),
-      'brisk': ('brisk', 'lively', 'quick'),
-      'frantic': ('frantic', 'breathless', 'racing'),
-      'rhythmic': ('rhythmic', 'pulsing', 'swinging'),
-      'jumpy': ('jumpy', 'restless', 'jagged'),
+      'slow': ('slow', 'rather slow', 'unhurried'),
+      'steady': ('steady', 'fairly steady', 'measured'),
+      'brisk': ('brisk', 'nicely brisk', 'quick'),
+      'frantic': ('frantic', 'almost frantic', 'racing'),
+      'pulsing': ('pulsing', 'strongly pulsing', 'swinging'),
+      'jumpy': ('jumpy', 'slightly jumpy', 'restless'),
     },
     plot_clauses=('the pace is {}', 'the scenes are {}'),
-    pitch_clauses=('the pace is {}', 'the rhythm is {}'),
+    pitch_clauses=('{} in pace', '{} in rhythm'),
     denials=('it never gets {}', 'the pace is far from {}'),
     bullet='pacing that is {}',
   ),
   Facet(
     'ending',
     {
-      'happy': ('a happy ending', 'joy for all', 'a joyful embrace'),
-      'tragic': ('a tragic ending', 'bitter tears', 'a sad farewell'),
-      'twist': ('a final twist', 'a sudden surprise', 'a shock discovery'),
-      'open': ('an open ending', 'unanswered questions', 'an unsolved riddle'),
-      'wedding': ('a wedding', 'a grand marriage', 'ringing bells'),
-      'victory': ('a great victory', 'a hard triumph', 'a winning moment'),
+      'happy': ('a reunion', 'a happy reunion', 'joy'),
+      'tragic': ('tears', 'bitter tears', 'sorrow'),
+      'twist': ('a twist', 'a final twist', 'a surprise'),
+      'open': ('questions', 'open questions', 'a riddle'),
+      'wedding': ('a wedding', 'a grand wedding', 'a marriage'),
+      'victory': ('a victory', 'a hard victory', 'a triumph'),
     },
     plot_clauses=('it ends with {}', 'the last act brings {}'),
-    pitch_clauses=('it ends with {}', 'you can wait for {}'),
+    pitch_clauses=('{} at the end', '{} to finish'),
     denials=('nobody gets {}', 'it refuses {}'),
     bullet='films ending with {}',
   ),
@@ -171,7 +176,9 @@ VALUE_OFFSETS = tuple(sum(FACET_SIZES[:f]) for f in range(len(FACETS)))
 NUM_FACETS = len(FACETS)
 NUM_VALUES = sum(FACET_SIZES)
 HERO, RIVAL = FACET_NAMES.index('hero'), FACET_NAMES.index('rival')
-VALUE_FACETS = tuple(f for f in range(NUM_FACETS) for _ in range(FACET_SIZES[f]))
+VALUE_FACETS = tuple(
+  f for f in range(NUM_FACETS) for _ in range(FACET_SIZES[f])
+)
 VALUE_NAMES = tuple(
   f'{facet.name}:{name}' for facet in FACETS for name in facet.values
 )
@@ -273,18 +280,21 @@ TITLE_ADJECTIVES = (
   'Iron Little Midnight Northern Paper Scarlet Silver Velvet Wandering White '
   'Winter Wooden Young Yellow Ancient Bright Copper Electric Foreign Humble '
   'Invisible Marble Purple Crystal Rusty Sleeping Modern Patient Famous Tiny '
-  'Mighty Polite Solemn Thirsty'
+  'Mighty Polite Solemn Thirsty Amber Brave Curious Double Faithful '
+  'Grateful Hungry Innocent Jolly Lazy'
 ).split()
 TITLE_NOUNS = (
   'Anchor Arrow Bridge Candle Clock Compass Crown Door Echo Feather Garden '
   'Glass Hammer Horizon Key Ladder Lantern Letter Mask Mirror Moon Needle '
   'Orchard Puzzle Pearl Piano Raven Ribbon River Shadow Spark Star Statue '
   'Thunder Tower Umbrella Violin Wheel Window Whisper Balloon Basket Button '
-  'Carpet Castle Curtain Diamond Engine Fountain Harvest Kettle Market Notebook '
-  'Palace Pocket Rocket Saddle Scissors Sparrow Telephone Tulip Tunnel '
+  'Carpet Castle Curtain Diamond Engine Fountain Harvest Kettle Market '
+  'Notebook Palace Pocket Rocket Saddle Scissors Sparrow Telephone Tulip Tunnel '
   'Turtle Vase Vault Wagon Walnut Willow Zebra Acorn Blanket Cabin '
   'Calendar Cherry Dragon Elephant Feast Gallery Harp Icicle Jacket Kite '
-  'Lemon Medal'
+  'Lemon Medal Nest Ocean Pepper Quilt Robin Sailboat Tiger Uniform Volcano '
+  'Wallet Apple Brush Cannon Drum Easel Flute Glove Helmet Ink Jewel Kitchen '
+  'Leaf Marathon Nutmeg Oven Pillow Rope'
 ).split()
 
 _WORD = re.compile(r'[a-z]+')
@@ -308,16 +318,17 @@ def drop_articles(words: list[str]) -> list[str]:
 def surface_keys() -> dict[str, int]:
   """Every claim's words (articles dropped) -> value id.
 
-  Role facets are expanded with their markers: 'hunted by thief' is a claim
-  about the rival, 'thief' alone is none.
+  Professions are spelled out with the words around them: 'hunted by thief' is
+  a claim about the rival, 'thief as hero' one about the hero, 'thief' none.
   """
   keys = {}
   for facet, offset in zip(FACETS, VALUE_OFFSETS):
+    forms = facet.roles + facet.pitch_clauses if facet.roles else ('{}',)
     for index, phrases in enumerate(facet.values.values()):
-      for phrase in phrases:
-        noun = ' '.join(drop_articles(split_words(phrase)))
-        for marker in facet.markers or ('',):
-          keys[f'{marker} {noun}'.strip()] = offset + index
+      for form in forms:
+        for phrase in phrases:
+          words = split_words(form.format(phrase))
+          keys[' '.join(drop_articles(words))] = offset + index
   return keys
 
 
@@ -335,4 +346,4 @@ def label_of(value: int) -> str:
   """A short keyword for a value: 'harbour town', 'thief hero'."""
   words = ' '.join(drop_articles(split_words(VALUE_PHRASES[value][0])))
   facet = VALUE_FACETS[value]
-  return f'{words} {FACET_NAMES[facet]}' if FACETS[facet].markers else words
+  return f'{words} {FACET_NAMES[facet]}' if FACETS[facet].roles else words
