@@ -22,8 +22,6 @@ from p4lm.errors import UserError
 from p4lm.typing import PyTree
 
 _log = logging.getLogger(__name__)
-# Orbax narrates every save in a dozen lines, which are not for users.
-logging.getLogger('absl').setLevel(logging.WARNING)
 _SHOWN_MISMATCHES = 12
 _REMOVED = '.removed-'
 

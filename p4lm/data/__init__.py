@@ -1,1 +1,1 @@
-"""Tables, texts, tasks and batches; TensorFlow stays in a process of its own."""
+"""Tables, texts, tasks and batches; TensorFlow has its own process."""

@@ -205,10 +205,8 @@ def read_movielens(
 
 
 def _read_ratings(release, item_ids, drop_unknown_items, dropped) -> pa.Table:
-  name, row_format = (
-    release.path(release.layout.ratings),
-    release.layout.row_format,
-  )
+  name = release.path(release.layout.ratings)
+  row_format = release.layout.row_format
   table = csv_rows.read_columns(
     release.source, name, _RATING_COLUMNS, row_format
   )
@@ -231,8 +229,8 @@ def _read_ratings(release, item_ids, drop_unknown_items, dropped) -> pa.Table:
       'every rating needs the id of a user',
     )
   listed = set(item_ids)
-  unknown = np.array([id_ not in listed for id_ in items.ids], bool)
-  keep = ~unknown[items.codes]
+  known = np.array([id_ in listed for id_ in items.ids], bool)
+  keep = known[items.codes]
   num_unknown = len(keep) - int(keep.sum())
   if num_unknown and not drop_unknown_items:
     fail(
@@ -243,16 +241,22 @@ def _read_ratings(release, item_ids, drop_unknown_items, dropped) -> pa.Table:
       ),
       'mend the film list or set drop_unknown_items = True',
     )
-  timestamps = table['timestamp'].to_numpy()
-  latest = _latest(users.codes, items.codes, len(items.ids), timestamps)
+  latest = _latest(users, items, table['timestamp'].to_numpy())
   _count(dropped, 'rating of an unknown item', num_unknown)
-  _count(
-    dropped,
-    'duplicate (user, item), an older rating',
-    int((keep & ~latest).sum()),
-  )
+  older = int((keep & ~latest).sum())
+  _count(dropped, 'duplicate (user, item), an older rating', older)
   keep &= latest
-  result = pa.table(
+  if not keep.any():
+    raise UserError(
+      f'{release.source.describe(name)}: no rating is of a film in '
+      f'{release.layout.items}'
+    )
+  result = _rating_table(users, items, table)
+  return result if keep.all() else result.filter(pa.array(keep))
+
+
+def _rating_table(users, items, table: pa.Table) -> pa.Table:
+  return pa.table(
     {
       'user_id': tables.decode_ids(users.codes, users.ids),
       'item_id': tables.decode_ids(items.codes, items.ids),
@@ -260,12 +264,6 @@ def _read_ratings(release, item_ids, drop_unknown_items, dropped) -> pa.Table:
       'timestamp': table['timestamp'],
     }
   )
-  if not keep.any():
-    raise UserError(
-      f'{release.source.describe(name)}: no rating is of a film in '
-      f'{release.layout.items}'
-    )
-  return result if keep.all() else result.filter(pa.array(keep))
 
 
 def _check_ratings(column: pa.ChunkedArray, fail) -> None:
@@ -280,9 +278,9 @@ def _check_ratings(column: pa.ChunkedArray, fail) -> None:
     )
 
 
-def _latest(users, items, num_items: int, timestamps) -> np.ndarray:
+def _latest(users, items, timestamps) -> np.ndarray:
   """bool [M], False on all but the latest rating of a (user, item)."""
-  keys = users.astype(np.int64) * num_items + items
+  keys = users.codes.astype(np.int64) * len(items.ids) + items.codes
   keep = np.ones(len(keys), bool)
   ordered = np.sort(keys)
   repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])

@@ -109,16 +109,7 @@ def make_data(
     _make_vocabulary(staging, made, vocabulary, size, seed, steps)
     tables.save_tables(staging, made)
     manifest = tables.save_manifest(
-      staging,
-      {
-        'format': FORMAT,
-        'dataset': kind,
-        'seed': seed,
-        'parameters': parameters,
-        'counts': _counts(made),
-        'dropped': data.dropped,
-        'split_hash': splits.split_hash(made['ratings']),
-      },
+      staging, _manifest(made, data.dropped, parameters)
     )
     steps.done(
       'save', f'{_megabytes(manifest)}, {len(manifest["files"])} files'
@@ -307,6 +298,18 @@ def _make_vocabulary(staging, made, given, size, seed, steps) -> None:
   elif 'texts' in made:
     trained = Vocabulary.train(training_texts(made), path, size=size, seed=seed)
     steps.done('vocabulary', f'{trained.size:,} pieces, trained')
+
+
+def _manifest(made, dropped, parameters: Mapping) -> dict:
+  return {
+    'format': FORMAT,
+    'dataset': parameters['dataset'],
+    'seed': parameters['seed'],
+    'parameters': parameters,
+    'counts': _counts(made),
+    'dropped': dropped,
+    'split_hash': splits.split_hash(made['ratings']),
+  }
 
 
 def _counts(made: Mapping[str, pa.Table]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import jax
 
@@ -132,11 +132,7 @@ def train(
         if save:
           run.save(step)
         if stop:
-          run.wait()
-          raise Preempted(
-            f'{description}: stopped by SIGTERM after step {step}, which is '
-            'saved; start again to go on'
-          )
+          run.stop(step)
     run.wait()
   finally:
     run.close()
@@ -195,6 +191,16 @@ class _Run:
   def wait(self) -> None:
     if self._checkpoints is not None:
       self._checkpoints.wait()
+
+  def stop(self, step: int) -> NoReturn:
+    self.wait()
+    saved = 'is saved' if self._checkpoints is not None else 'is lost'
+    message = (
+      f'{self._description}: stopped by SIGTERM after step {step}, which '
+      f'{saved}; start again to go on'
+    )
+    _log.warning(message)
+    raise Preempted(message)
 
   def close(self) -> None:
     self._progress.close()

@@ -60,8 +60,10 @@ def register(data_dir, vocabulary_path, tokens_per_vector=1):
     'decoded_ids': [vocabulary.decode(ids) for ids in IDS],
     'eos': {name: feature.add_eos for name, feature in features.items()},
     'rates': {task.name: mixture.get_rate(task) for task in mixture.tasks},
-    'mixed': [example['targets'].tolist() for example in
-              mixed.take(3).as_numpy_iterator()],
+    'mixed': [
+      example['targets'].tolist()
+      for example in mixed.take(3).as_numpy_iterator()
+    ],
   }
   path = pathlib.Path(data_dir) / 'probe.json'
   path.write_text(json.dumps(answers))

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,9 @@ ITEMS = [
   (f'i{n}', f'Harbour {n}, The (1994)', LONG_PLOT if n == 3 else PLOT)
   for n in range(40)
 ] + [('bare', 'No Plot (2001)', '')]
-USERS = [(f'u{n}', ['likes slow films.', f'avoids {n} songs']) for n in range(9)]
+USERS = [
+  (f'u{n}', ['likes slow films.', f'avoids {n} songs']) for n in range(9)
+]
 
 
 def write_data(directory):
@@ -37,14 +38,24 @@ def write_data(directory):
     {'kind': 'other', **pair, 'text': 'Not a pitch.', 'split': 'train'},
   ]
   pairs = [
-    {'kind': kind, **pair, 'chosen': f'{split} good', 'rejected': 'bad',
-     'split': split}
+    {
+      'kind': kind,
+      **pair,
+      'chosen': f'{split} good',
+      'rejected': 'bad',
+      'split': split,
+    }
     for kind in ('appeal', 'personalization')
     for split in movielens.REWARD_SPLITS
   ]
   entailment = [
-    {'item_id': 'i2', 'premise': PLOT, 'hypothesis': f'h{n}', 'label': n % 2,
-     'split': movielens.REWARD_SPLITS[n % 3]}
+    {
+      'item_id': 'i2',
+      'premise': PLOT,
+      'hypothesis': f'h{n}',
+      'label': n % 2,
+      'split': movielens.REWARD_SPLITS[n % 3],
+    }
     for n in range(6)
   ]
   relevance = [
@@ -52,8 +63,15 @@ def write_data(directory):
     {**pair, 'text': 'A fast one.', 'target': 0.5, 'split': 'judge'},
   ]
   items = [
-    {'item_id': i, 'title': title, 'year': 1994, 'genres': [], 'tags': [],
-     'keywords': [], 'plot': plot}
+    {
+      'item_id': i,
+      'title': title,
+      'year': 1994,
+      'genres': [],
+      'tags': [],
+      'keywords': [],
+      'plot': plot,
+    }
     for i, title, plot in ITEMS
   ]
   users = [
@@ -61,8 +79,12 @@ def write_data(directory):
     for u, bullets in USERS
   ]
   rows = {
-    'items': items, 'users': users, 'texts': texts, 'pairs': pairs,
-    'entailment': entailment, 'relevance': relevance,
+    'items': items,
+    'users': users,
+    'texts': texts,
+    'pairs': pairs,
+    'entailment': entailment,
+    'relevance': relevance,
   }
   made = {
     name: pa.Table.from_pylist(value, schema=tables.SCHEMAS[name])
@@ -104,10 +126,6 @@ def read(cached, task, split):
   found = [records.decode_record(r) for r in reader.read_all()]
   reader.close()
   return found
-
-
-def ids_of(vocabulary, text):
-  return vocabulary.encode(text)
 
 
 def check(vocabulary, example, **expected):
@@ -233,7 +251,9 @@ def test_info_counts_and_measures(cached, vocabulary):
   )
   assert info['num_examples'] == {'train': 1, 'validation': 1}
   assert info['cf_kinds'] == ['user', 'item']
-  lengths = [len(vocabulary.encode(t)) for t in ('A slow one, for you.', 'Held out.')]
+  lengths = [
+    len(vocabulary.encode(t)) for t in ('A slow one, for you.', 'Held out.')
+  ]
   assert info['lengths']['targets']['max'] == max(lengths)
   assert info['lengths']['targets']['mean'] == pytest.approx(
     np.mean(lengths), abs=0.05
@@ -262,14 +282,13 @@ def test_the_loader_reads_what_was_cached(cached, vocabulary):
   )
   assert ready.cf_kinds == ('item', 'user')
   assert set(ready.tasks) == {
-    'movielens_item_plot', 'movielens_user_preferences'
+    'movielens_item_plot',
+    'movielens_user_preferences',
   }
   vectors = {'user': np.ones(3), 'item': np.full(3, 2.0)}
   cf = CFFeatures(lambda kind, id_: vectors[kind] * len(id_), 3)
   converter = LMConverter(8, 100, vocabulary.eos_id, cf)
-  size = sum(
-    len(read(cached, task, 'train')) for task in ready.tasks
-  )
+  size = sum(len(read(cached, task, 'train')) for task in ready.tasks)
   (batch,) = itertools.islice(
     loader.load_batches(
       ready.directory, ready.tasks, 'train', converter, size, seed=0
@@ -300,9 +319,7 @@ def processes(monkeypatch):
 def ask(cached, task='movielens_pitch', **options):
   options = {'tokens_per_vector': 2, **options}
   data = options.pop('data', cached / 'data')
-  cache.cache_tasks(
-    'seqio_probe', [task], data, cached / 'tasks', **options
-  )
+  cache.cache_tasks('seqio_probe', [task], data, cached / 'tasks', **options)
 
 
 def test_nothing_is_done_again(cached, processes, capsys):
@@ -346,10 +363,7 @@ def test_a_task_that_was_cut_off_is_cached_again(cached, processes, tmp_path):
   assert [request['tasks'] for request in processes] == [['movielens_pitch']]
 
 
-def test_a_process_that_fails_says_why(cached, monkeypatch, tmp_path):
-  """The real process, ended by bad input before TensorFlow is loaded."""
-  monkeypatch.setattr(cache, '_REQUEST_CHECK', True, raising=False)
-
+def test_a_process_that_fails_says_why(cached, monkeypatch):
   def run(command, *, stderr, **options):
     stderr.write('\n'.join(f'line {n}' for n in range(50)) + '\nno space left')
     return types.SimpleNamespace(returncode=3)
@@ -396,9 +410,7 @@ def test_no_process_of_training_loads_tensorflow():
   assert result.stdout.strip() == '[]'
 
 
-def test_a_task_module_that_loads_tensorflow_is_refused(
-  tmp_path, monkeypatch
-):
+def test_a_task_module_that_loads_tensorflow_is_refused(tmp_path, monkeypatch):
   (tmp_path / 'eager_tasks.py').write_text(
     'import sys, types\n'
     'sys.modules["tensorflow"] = types.ModuleType("tensorflow")\n'
@@ -410,8 +422,3 @@ def test_a_task_module_that_loads_tensorflow_is_refused(
   with pytest.raises(UserError, match='import seqio inside its register'):
     cache.cache_tasks('eager_tasks', ['x'], tmp_path, tmp_path / 'tasks')
   monkeypatch.delitem(sys.modules, 'tensorflow', raising=False)
-
-
-assert pathlib.Path(seqio_probe.__file__).parent == pathlib.Path(
-  __file__
-).parent

@@ -1,8 +1,12 @@
 """Converters by literal examples."""
 
+import doctest
+
 import numpy as np
 import pytest
 
+from p4lm.data import features as features_module
+from p4lm.data import records
 from p4lm.data.features import (
   CFFeatures,
   LMConverter,
@@ -105,3 +109,9 @@ def test_pointwise_and_pairs():
     cf_embeddings=np.zeros((0, 0)),
     cf_kind_ids=[],
   )
+
+
+def test_documented_examples_hold():
+  for module in (features_module, records):
+    results = doctest.testmod(module)
+    assert results.attempted and not results.failed
