@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gin
-
 from p4lm import gin_files, output_directory
 from p4lm.errors import UserError
 
@@ -66,12 +65,19 @@ def resolve(job, files, bindings, search_paths=()):
   quoted = [_quote(binding) for binding in bindings]
   texts += _model_text(texts, quoted, roots)
   _check_macros(job, texts, quoted)
-  try:
-    for name, text in texts:
+  for name, text in texts:
+    try:
       gin.parse_config(_without_includes(text), skip_unknown=False)
-  except (ValueError, SyntaxError, ImportError, AttributeError, NameError,
-          RuntimeError, TypeError) as error:
-    raise UserError(f'{name}: {_first_line(error)}') from error
+    except (
+      ValueError,
+      SyntaxError,
+      ImportError,
+      AttributeError,
+      NameError,
+      RuntimeError,
+      TypeError,
+    ) as error:
+      raise UserError(f'{name}: {_first_line(error)}') from error
   for binding in quoted:
     _parse_binding(binding, function)
   return function
@@ -222,8 +228,7 @@ def _parse_binding(binding: str, function) -> None:
   except (ValueError, SyntaxError, AttributeError, TypeError) as error:
     name = binding.partition('=')[0].strip()
     valid = [
-      f'{function.__name__}.{p}'
-      for p in inspect.signature(function).parameters
+      f'{function.__name__}.{p}' for p in inspect.signature(function).parameters
     ]
     near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
     hint = f'; did you mean {", ".join(near)}?' if near else ''

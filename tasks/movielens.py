@@ -26,7 +26,15 @@ from p4lm.data.catalogue import Catalogue
 _EXTRA_IDS = 100
 _VALIDATION_PERCENT = 5
 _PREFIX = 'movielens_'
-_LM = ('item_plot', 'user_preferences', 'pitch', 'pitch_text')
+_LM = (
+  'title_plot',
+  'preferences',
+  'pitch_plain',
+  'item_plot',
+  'user_preferences',
+  'pitch',
+  'pitch_text',
+)
 _PAIRS = ('appeal', 'personalization')
 _LABELLED = ('nli', 'relevance')
 
@@ -35,6 +43,9 @@ REWARD_SPLITS = ('train', 'judge', 'validation')
 
 # The kinds of CF vectors of each task's prompt, in order.
 CF_KINDS = {
+  'movielens_title_plot': (),
+  'movielens_preferences': (),
+  'movielens_pitch_plain': (),
   'movielens_item_plot': ('item',),
   'movielens_user_preferences': ('user',),
   'movielens_pitch': ('user', 'item'),
@@ -44,8 +55,15 @@ CF_KINDS = {
   'movielens_personalization': ('user', 'item'),
   'movielens_relevance': ('user', 'item'),
 }
+# `base` teaches a language model the words of all texts without any CF vector;
+# `warm_start` then puts the vectors where the base read a title, or nothing.
 MIXTURES = {
-  'movielens_warm_start': ('movielens_item_plot', 'movielens_user_preferences')
+  'movielens_base': (
+    'movielens_title_plot',
+    'movielens_preferences',
+    'movielens_pitch_plain',
+  ),
+  'movielens_warm_start': ('movielens_item_plot', 'movielens_user_preferences'),
 }
 
 
@@ -80,7 +98,7 @@ def register(
         seqio.preprocessors.append_eos,
       ],
       output_features={
-        text: seqio.Feature(vocabulary, add_eos=text == 'targets')
+        text: seqio.Feature(vocabulary, add_eos=text != 'inputs')
         for text in _texts(kind)
       },
     )
@@ -93,9 +111,9 @@ def register(
 
 def _texts(kind: str) -> tuple[str, ...]:
   """Names of the texts that are tokenized."""
-  if kind in _LM:
-    return ('inputs', 'targets')
-  return ('inputs_chosen', 'inputs_rejected') if kind in _PAIRS else ('inputs',)
+  if kind in _PAIRS:
+    return ('inputs', 'targets_chosen', 'targets_rejected')
+  return ('inputs', 'targets')
 
 
 def _rate(rows: _Rows, task) -> float:
@@ -144,50 +162,70 @@ class _Rows:
     return table.to_pylist()
 
   def item_plot(self, split: str) -> Iterator[dict]:
-    prompt = prompts.plot_prompt(**self._soft).text
+    prompt = prompts.plot_prompt(**self._soft)
+    return self._plots(split, lambda item: prompt)
+
+  def title_plot(self, split: str) -> Iterator[dict]:
+    return self._plots(split, prompts.title_plot_prompt)
+
+  def _plots(self, split: str, prompt_of) -> Iterator[dict]:
     for row in self._read('items'):
       if row['plot'] and _split_of(row['item_id']) == split:
         plot = prompts.clean_text(row['plot'])
         yield {
-          'inputs': prompt,
+          'inputs': prompt_of(row).text,
           'targets': prompts.shorten(plot, prompts.MAX_PLOT_WORDS),
           'item_id': row['item_id'],
         }
 
   def user_preferences(self, split: str) -> Iterator[dict]:
-    prompt = prompts.preferences_prompt(**self._soft).text
+    return self._bullets(split, prompts.preferences_prompt(**self._soft))
+
+  def preferences(self, split: str) -> Iterator[dict]:
+    return self._bullets(split, prompts.preferences_plain_prompt())
+
+  def _bullets(self, split: str, prompt: prompts.Prompt) -> Iterator[dict]:
     for row in self._read('users'):
       if row['preferences'] and _split_of(row['user_id']) == split:
         yield {
-          'inputs': prompt,
+          'inputs': prompt.text,
           'targets': prompts.preferences_text(row['preferences']),
           'user_id': row['user_id'],
         }
 
+  def pitch_plain(self, split: str) -> Iterator[dict]:
+    return self._pitches(
+      split, lambda item, row: prompts.pitch_plain_prompt(item)
+    )
+
   def pitch(self, split: str) -> Iterator[dict]:
-    for row in self._read('texts', kind='pitch', split=split):
-      item = self._catalogue.item(row['item_id'])
-      yield {
-        'inputs': prompts.pitch_prompt(item, **self._soft).text,
-        'targets': prompts.clean_text(row['text']),
-        **_ids(row),
-      }
+    return self._pitches(
+      split, lambda item, row: prompts.pitch_prompt(item, **self._soft)
+    )
 
   def pitch_text(self, split: str) -> Iterator[dict]:
+    bullets = self._catalogue.preferences
+    return self._pitches(
+      split,
+      lambda item, row: prompts.pitch_text_prompt(
+        item, bullets(row['user_id'])
+      ),
+    )
+
+  def _pitches(self, split: str, prompt_of) -> Iterator[dict]:
     for row in self._read('texts', kind='pitch', split=split):
       item = self._catalogue.item(row['item_id'])
-      preferences = self._catalogue.preferences(row['user_id'])
       yield {
-        'inputs': prompts.pitch_text_prompt(item, preferences).text,
+        'inputs': prompt_of(item, row).text,
         'targets': prompts.clean_text(row['text']),
         **_ids(row),
       }
 
   def nli(self, split: str) -> Iterator[dict]:
     for row in self._read('entailment', split=split):
-      prompt = prompts.nli_input(row['premise'], row['hypothesis'])
       yield {
-        'inputs': prompt.text,
+        'inputs': prompts.nli_prompt(row['premise']).text,
+        'targets': prompts.clean_text(row['hypothesis']),
         'label': float(row['label']),
         'item_id': row['item_id'],
       }
@@ -195,30 +233,36 @@ class _Rows:
   def appeal(self, split: str) -> Iterator[dict]:
     for row in self._read('pairs', kind='appeal', split=split):
       yield {
-        'inputs_chosen': prompts.appeal_input(row['chosen']).text,
-        'inputs_rejected': prompts.appeal_input(row['rejected']).text,
+        'inputs': prompts.appeal_prompt().text,
+        **_sides(row),
         **_ids(row),
       }
 
   def personalization(self, split: str) -> Iterator[dict]:
-    write = functools.partial(prompts.personalization_input, **self._soft)
     for row in self._read('pairs', kind='personalization', split=split):
       item = self._catalogue.item(row['item_id'])
       yield {
-        'inputs_chosen': write(item, row['chosen']).text,
-        'inputs_rejected': write(item, row['rejected']).text,
+        'inputs': prompts.personalization_prompt(item, **self._soft).text,
+        **_sides(row),
         **_ids(row),
       }
 
   def relevance(self, split: str) -> Iterator[dict]:
     for row in self._read('relevance', split=split):
       item = self._catalogue.item(row['item_id'])
-      prompt = prompts.relevance_input(item, row['text'], **self._soft)
       yield {
-        'inputs': prompt.text,
+        'inputs': prompts.relevance_prompt(item, **self._soft).text,
+        'targets': prompts.clean_text(row['text']),
         'label': float(row['target']),
         **_ids(row),
       }
+
+
+def _sides(row: dict) -> dict[str, str]:
+  return {
+    'targets_chosen': prompts.clean_text(row['chosen']),
+    'targets_rejected': prompts.clean_text(row['rejected']),
+  }
 
 
 def _ids(row: dict) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Names are checked before work starts; values need no inner quotes."""
 
 import pytest
+
 from p4lm import configuration, main, output_directory
 from p4lm.errors import UserError
 

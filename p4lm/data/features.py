@@ -90,14 +90,19 @@ class LMConverter:
 
 @dataclasses.dataclass(frozen=True)
 class PointwiseConverter:
-  """Tokens [P] and a label of a reward task with one text an example."""
+  """A reward task with one response and a label an example."""
 
   prompt_length: int
+  response_length: int
+  eos_id: int
   cf: CFFeatures = CFFeatures()
 
   def __call__(self, example, cf_kinds: Sequence[str]) -> Features:
+    """prompt_tokens [P], response_tokens [L], labels float32 []."""
+    response = np.append(example['targets'], self.eos_id)
     return {
-      'tokens': padded(example['inputs'], self.prompt_length),
+      'prompt_tokens': padded(example['inputs'], self.prompt_length),
+      'response_tokens': padded(response, self.response_length),
       'labels': np.float32(example['label']),
       **self.cf(example, cf_kinds),
     }
@@ -105,15 +110,23 @@ class PointwiseConverter:
 
 @dataclasses.dataclass(frozen=True)
 class PairConverter:
-  """Tokens [P] of the chosen and of the rejected text of a pair."""
+  """A reward task with a chosen and a rejected response an example."""
 
   prompt_length: int
+  response_length: int
+  eos_id: int
   cf: CFFeatures = CFFeatures()
 
   def __call__(self, example, cf_kinds: Sequence[str]) -> Features:
+    """prompt_tokens [P], chosen_tokens and rejected_tokens [L]."""
+    chosen, rejected = (
+      padded(np.append(example[name], self.eos_id), self.response_length)
+      for name in ('targets_chosen', 'targets_rejected')
+    )
     return {
-      'chosen_tokens': padded(example['inputs_chosen'], self.prompt_length),
-      'rejected_tokens': padded(example['inputs_rejected'], self.prompt_length),
+      'prompt_tokens': padded(example['inputs'], self.prompt_length),
+      'chosen_tokens': chosen,
+      'rejected_tokens': rejected,
       **self.cf(example, cf_kinds),
     }
 

@@ -90,6 +90,16 @@ def preferences_prompt(tokens_per_vector: int = 1) -> Prompt:
   return _soft_prompt('likes:', ('user',), tokens_per_vector)
 
 
+def title_plot_prompt(item: Mapping[str, object]) -> Prompt:
+  """Title -> plot: `plot_prompt` with words in the item vector's place."""
+  return Prompt(f'item: {display_title(str(item["title"]))} plot:')
+
+
+def preferences_plain_prompt() -> Prompt:
+  """Nothing -> preference bullets of some user."""
+  return Prompt('user: likes:')
+
+
 def preferences_text(preferences: Sequence[str]) -> str:
   """The bullets as one text: the target of `preferences_prompt`.
 
@@ -114,6 +124,11 @@ def pitch_prompt(
   )
 
 
+def pitch_plain_prompt(item: Mapping[str, object]) -> Prompt:
+  """Title and plot -> a pitch for nobody in particular."""
+  return Prompt(f'{_item_text(item)} pitch:')
+
+
 def pitch_text_prompt(
   item: Mapping[str, object], preferences: Sequence[str]
 ) -> Prompt:
@@ -122,38 +137,34 @@ def pitch_text_prompt(
   return Prompt(f'likes: {likes} {_item_text(item)} pitch:')
 
 
-def nli_input(premise: str, hypothesis: str) -> Prompt:
-  """Does the premise (a plot) entail what the hypothesis claims?"""
+def nli_prompt(premise: str) -> Prompt:
+  """The premise (a plot) that the response must be entailed by."""
   premise = shorten(clean_text(premise), MAX_PLOT_WORDS)
-  return Prompt(f'premise: {premise} hypothesis: {clean_text(hypothesis)}')
+  return Prompt(f'premise: {premise} hypothesis:')
 
 
-def appeal_input(text: str) -> Prompt:
-  """How appealing is the text by itself?"""
-  return Prompt(f'appeal: {clean_text(text)}')
+def appeal_prompt() -> Prompt:
+  """How appealing is the response by itself?"""
+  return Prompt('appeal:')
 
 
-def personalization_input(
-  item: Mapping[str, object], text: str, tokens_per_vector: int = 1
+def personalization_prompt(
+  item: Mapping[str, object], tokens_per_vector: int = 1
 ) -> Prompt:
-  """How well does the text sell the item to this user?"""
+  """How well does the response sell the item to this user?"""
   title = display_title(str(item['title']))
   return _soft_prompt(
-    f'title: {title} text: {clean_text(text)}',
-    ('user', 'item'),
-    tokens_per_vector,
+    f'title: {title} text:', ('user', 'item'), tokens_per_vector
   )
 
 
-def relevance_input(
-  item: Mapping[str, object], text: str, tokens_per_vector: int = 1
+def relevance_prompt(
+  item: Mapping[str, object], tokens_per_vector: int = 1
 ) -> Prompt:
-  """How close is the text to what the user likes about such items?"""
+  """How close is the response to what the user likes about such items?"""
   title = display_title(str(item['title']))
   return _soft_prompt(
-    f'title: {title} relevant: {clean_text(text)}',
-    ('user', 'item'),
-    tokens_per_vector,
+    f'title: {title} relevant:', ('user', 'item'), tokens_per_vector
   )
 
 

@@ -29,11 +29,11 @@ def training_texts(made: Mapping[str, pa.Table]) -> Iterator[str]:
     yield f'user: likes: {prompts.preferences_text(preferences)}'
   yield from _train_texts(made['texts'], 'text')
   for text in _train_texts(made['pairs'], 'chosen'):
-    yield prompts.appeal_input(text).text
+    yield f'{prompts.appeal_prompt().text} {prompts.clean_text(text)}'
   for text in _train_texts(made['pairs'], 'rejected'):
     yield f'text: {prompts.clean_text(text)}'
   for text in _train_texts(made['entailment'], 'hypothesis'):
-    yield prompts.nli_input('', text).text
+    yield f'premise: hypothesis: {prompts.clean_text(text)}'
   for text in _train_texts(made['relevance'], 'text'):
     yield f'relevant: {prompts.clean_text(text)}'
 

@@ -16,7 +16,8 @@ from p4lm.decoding.behavior import (
 )
 from p4lm.models.recommender import Recommender
 from p4lm.models.t5 import PAD_ID, Encoded
-from p4lm.typing import Array, Bool, Float, Int, Key, PyTree
+from p4lm.ops.masks import response_mask_of
+from p4lm.typing import Array, Float, Int, Key, PyTree
 
 __all__ = ['SampledResponses', 'SamplerConfig', 'sample', 'sample_encoded']
 
@@ -120,19 +121,7 @@ def sample_encoded(
   )
   *_, tokens, logps, _ = jax.lax.while_loop(unfinished, extend, loop)
   tokens, logps = tokens.T, logps.T
-  return SampledResponses(tokens, until_eos(tokens, eos_id), logps)
-
-
-def until_eos(
-  response_tokens: Int[Array, 'R L'], eos_id: int
-) -> Bool[Array, 'R L']:
-  """True up to and including the first EOS; everywhere where there is none.
-
-  >>> until_eos(jnp.array([[5, 1, 0, 0], [5, 0, 7, 8]]), 1).tolist()
-  [[True, True, False, False], [True, True, True, True]]
-  """
-  is_eos = response_tokens == eos_id
-  return jnp.cumsum(is_eos, axis=1) - is_eos == 0
+  return SampledResponses(tokens, response_mask_of(tokens, eos_id), logps)
 
 
 def _choose(

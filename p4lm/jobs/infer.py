@@ -141,10 +141,14 @@ class _Prompts:
       if not tokens or max(tokens) >= self._model.config.lm.vocab_size:
         raise UserError('prompt_tokens are empty or beyond the vocabulary')
       count = sum(token == soft for token in tokens)
-      return WritingRequest(Prompt('', self._kinds(count)), **ids, prompt_tokens=tokens)
+      return WritingRequest(
+        Prompt('', self._kinds(count)), **ids, prompt_tokens=tokens
+      )
     if 'prompt' in request:
       count = request['prompt'].count(SOFT)
-      return WritingRequest(Prompt(request['prompt'], self._kinds(count)), **ids)
+      return WritingRequest(
+        Prompt(request['prompt'], self._kinds(count)), **ids
+      )
     if self._catalogue is None:
       raise UserError('a request by user_id and item_id needs DATA_DIR')
     return writing_request(

@@ -91,9 +91,9 @@ def p4lm_stages(
         'KIND': kind,
         'SPLIT': split,
         'SEED': seed + 1000 * judge,
-        'CHECKPOINT': path('adapters'),
+        'CHECKPOINT': path('sft'),
       },
-      ('adapters',),
+      ('sft',),
     )
 
   def train_rl(name, about, checkpoint):
@@ -130,23 +130,28 @@ def p4lm_stages(
     ),
     Stage('cf', 'fit_cf', 'CF embeddings by weighted ALS', common, ('data',)),
     train_lm(
-      'sft_text', 'SFT-Text: pitches from texts alone, the base of the others',
-      task='movielens_pitch_text', after=(), STAGE='full', MODEL=model,
+      'base', 'a language model of the texts alone, in place of a pretrained one',
+      task='movielens_base', after=(), STAGE='full', MODEL=model,
     ),
     train_lm(
       'adapters', 'warm start: the adapters W_U and W_I alone',
-      task='movielens_warm_start', after=('sft_text',), STAGE='adapters',
-      CHECKPOINT=path('sft_text'),
+      task='movielens_warm_start', after=('base',), STAGE='adapters',
+      CHECKPOINT=path('base'),
     ),
-    *(reward(kind, 'train') for kind in REWARDS),
     train_lm(
       'sft', 'SFT: pitches from plots and soft tokens, everything trained',
       task='movielens_pitch', after=('adapters',), STAGE='full',
       CHECKPOINT=path('adapters'),
     ),
+    *(reward(kind, 'train') for kind in REWARDS),
     train_lm(
       'sft_s', 'the smaller SFT model', task='movielens_pitch', after=(),
       STAGE='full', MODEL=small_model,
+    ),
+    train_lm(
+      'sft_text', 'SFT-Text: pitches from plots and bullets, no CF vectors',
+      task='movielens_pitch_text', after=('base',), STAGE='full',
+      CHECKPOINT=path('base'),
     ),
     train_rl('p4lm', 'P4LM: REINFORCE on the joint reward', 'sft'),
     train_rl('p4lm_s', 'P4LM-S: the same for the smaller model', 'sft_s'),
@@ -166,7 +171,9 @@ def p4lm_stages(
         'JUDGES': {kind: path(f'judge_{kind}') for kind in REWARDS},
         'RUNS': {
           name: path(name)
-          for name in ('sft_text', 'adapters', 'sft', 'sft_s', 'p4lm', 'p4lm_s')
+          for name in (
+            'base', 'adapters', 'sft_text', 'sft', 'sft_s', 'p4lm', 'p4lm_s',
+          )
         },
       },
       ('sft_text', 'p4lm', 'p4lm_s', *(f'judge_{kind}' for kind in REWARDS)),

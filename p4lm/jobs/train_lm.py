@@ -12,7 +12,6 @@ from flax import nnx
 
 from p4lm import output_directory
 from p4lm.cf.tables import CFTables
-from p4lm.runs import fitting, model_directory
 from p4lm.data import cache, loader
 from p4lm.data.features import CFFeatures, LMConverter
 from p4lm.data.vocabulary import Vocabulary
@@ -22,6 +21,7 @@ from p4lm.models.adapter import AdapterConfig
 from p4lm.models.recommender import Recommender, RecommenderConfig
 from p4lm.models.t5 import T5Config
 from p4lm.ops.supervised import token_accuracy, token_cross_entropy
+from p4lm.runs import fitting, model_directory
 from p4lm.training.optimizers import OptimizerConfig
 
 

@@ -1,9 +1,9 @@
 """Trains one of P4LM's reward models and says how far it can be trusted.
 
-  nli              entailment of a claim by a plot, binary cross-entropy
-  appeal           which of two texts appeals more, Bradley-Terry
-  personalization  which of two texts fits this user, Bradley-Terry
-  relevance        closeness to the user's relevant preferences, regression
+nli              entailment of a claim by a plot, binary cross-entropy
+appeal           which of two texts appeals more, Bradley-Terry
+personalization  which of two texts fits this user, Bradley-Terry
+relevance        closeness to the user's relevant preferences, regression
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def train_reward(
   steps: int,
   batch_size: int,
   prompt_length: int,
+  response_length: int,
   seed: int,
   split: str = 'train',
   cf_dir: str | None = None,
@@ -57,7 +58,6 @@ def train_reward(
   task_module: str = 'tasks.movielens',
   loss: RewardLossConfig | None = None,
   num_heads: int = 1,
-  pooling: str = 'mean',
   mesh_shape: str | None = None,
   accumulate: int = 1,
   log_every: int = 10,
@@ -71,18 +71,17 @@ def train_reward(
     output_dir: gets checkpoints, metrics, `model.json`, `report.json`.
     model: sizes of the encoder; those of `checkpoint` win over it.
     optimizer, steps, batch_size: of the training.
-    prompt_length: P in tokens.
+    prompt_length, response_length: P and L in tokens.
     seed: of the head's initialisation and the data order.
     split: 'train' for the rewards of RL, 'judge' for those that judge it.
     cf_dir: CF embeddings, for kinds that read them.
     tasks_dir: where cached tasks are; `DATA_DIR/tasks` by default.
-    checkpoint: a train_lm directory whose encoder, embeddings and adapters to
+    checkpoint: a train_lm directory whose language model and adapters to
       start from; None starts fresh.
     task: SeqIO task; `movielens_KIND` by default.
     task_module: Python module that registers the task.
     loss: margins, smoothing and the like.
-    num_heads: an ensemble of heads on one encoder; their mean is the score.
-    pooling: 'mean', 'max' or 'attention'.
+    num_heads: an ensemble of heads on one model; their mean is the score.
     mesh_shape: such as 'data=2,model=2'.
     accumulate: microbatches a step.
     log_every, checkpoint_every: in steps.
@@ -97,20 +96,23 @@ def train_reward(
   tables = CFTables.load(cf_dir) if cached.cf_kinds else None
 
   reward_model = _reward_model(
-    kind, model, vocabulary, tables, checkpoint, seed, num_heads, pooling
+    kind, model, vocabulary, tables, checkpoint, seed, num_heads
   )
   card = model_directory.describe(
     reward_model.config,
     task=task,
     vocabulary=vocabulary,
     prompt_length=prompt_length,
+    response_length=response_length,
     tables=tables,
     cf_dir=cf_dir,
   )
   model_directory.write_card(directory, card, vocabulary)
 
   convert = PairConverter if kind in PAIRWISE else PointwiseConverter
-  converter = convert(prompt_length, CFFeatures.of(tables))
+  converter = convert(
+    prompt_length, response_length, vocabulary.eos_id, CFFeatures.of(tables)
+  )
   fit = fitting.prepare(
     reward_model,
     directory,
@@ -145,7 +147,7 @@ def train_reward(
 
 
 def _reward_model(
-  kind, sizes, vocabulary, tables, checkpoint, seed, num_heads, pooling
+  kind, sizes, vocabulary, tables, checkpoint, seed, num_heads
 ) -> RewardModel:
   start = None
   if checkpoint is not None:
@@ -159,7 +161,7 @@ def _reward_model(
     shared = start.config.adapter if start is not None else None
     adapter = shared or AdapterConfig(tables.width, sizes.d_model)
   config = RewardModelConfig(
-    sizes, adapter, vocabulary.soft_token_id, kind, num_heads, pooling
+    sizes, adapter, vocabulary.soft_token_id, kind, num_heads
   )
   reward_model = model_directory.new_model(config, seed)
   if start is not None:
@@ -168,9 +170,8 @@ def _reward_model(
 
 
 def _apply_fn(graphdef):
-  def apply_fn(params, frozen, tokens, cf_embeddings, cf_kind_ids):
-    module = nnx.merge(graphdef, params, frozen)
-    return module(tokens, cf_embeddings, cf_kind_ids)
+  def apply_fn(params, frozen, *inputs):
+    return nnx.merge(graphdef, params, frozen)(*inputs)
 
   return apply_fn
 
@@ -179,23 +180,25 @@ def _report(kind, graphdef, state, batches) -> dict[str, float]:
   """The calibration report on the validation split."""
   score = jax.jit(_apply_fn(graphdef))
   sides = ('chosen_tokens', 'rejected_tokens')
-  names = sides if kind in PAIRWISE else ('tokens',)
+  names = sides if kind in PAIRWISE else ('response_tokens',)
   scores, lengths, labels = [], [], []
   for batch in batches:
     mask = batch['example_mask']
     cf = (batch['cf_embeddings'], batch['cf_kind_ids'])
+    prompt = batch['prompt_tokens']
     scores.append(
-      [score(state.params, state.frozen, batch[n], *cf)[mask] for n in names]
+      [
+        score(state.params, state.frozen, prompt, batch[name], *cf)[mask]
+        for name in names
+      ]
     )
-    lengths.append([(batch[n] != 0).sum(axis=1)[mask] for n in names])
+    lengths.append([(batch[name] != 0).sum(axis=1)[mask] for name in names])
     labels.append(batch.get('labels', mask)[mask])
   scores = np.concatenate(scores, axis=1)
   lengths = np.concatenate(lengths, axis=1)
   if kind in PAIRWISE:
     return pairwise_report(*scores, *lengths)
-  report = (
-    classification_report if kind in CLASSIFIED else regression_report
-  )
+  report = classification_report if kind in CLASSIFIED else regression_report
   return report(scores[0], np.concatenate(labels), lengths[0])
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
-from flax import nnx
 
 from p4lm import output_directory
 from p4lm.data import tables
@@ -130,7 +129,11 @@ def train_rl(
       batch['subjects'],
       jax.random.fold_in(jax.random.fold_in(state.key, _SAMPLING), step),
       sample_fn=lambda features, key: sample(
-        fit.graphdef, (state.params, state.frozen), features, key, sampler,
+        fit.graphdef,
+        (state.params, state.frozen),
+        features,
+        key,
+        sampler,
         eos_id,
       ),
       reference_fn=reference,

@@ -1,4 +1,11 @@
-"""Reward models: a T5 encoder, one pooled vector, a small scoring head.
+"""Reward models: a language model that reads a response, and a scoring head.
+
+The prompt (a plot, a user and an item, or nothing) goes through the encoder
+and the response through the decoder, as if the model wrote it. For every token
+the head sees the decoder's state after reading it and the log-probability that
+the model gave it; the score is the mean of what it makes of each. A model that
+can write from a plot starts out knowing which claims surprise it, and the
+prompt is encoded once for all responses to it.
 
 The scores of all kinds are unbounded real numbers; what they mean lies in the
 loss that trains them: log-odds for `nli`, Bradley-Terry utilities for `appeal`
@@ -12,18 +19,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from p4lm.errors import UserError
-from p4lm.models.adapter import AdapterConfig, make_adapters
-from p4lm.models.attention import MASKED
+from p4lm.models.adapter import AdapterConfig
 from p4lm.models.config_json import JsonConfig
 from p4lm.models.layers import Dense
-from p4lm.models.recommender import Recommender
-from p4lm.models.soft_tokens import check_soft_token_id, embed_prompt
-from p4lm.models.t5 import PAD_ID, T5Config, TokenEmbedder
-from p4lm.models.t5_stacks import Encoder
+from p4lm.models.recommender import Recommender, RecommenderConfig
+from p4lm.models.selection import parameter_name
+from p4lm.models.t5 import PAD_ID, T5Config
+from p4lm.ops.logprobs import token_logprobs
 from p4lm.typing import Array, Bool, Float, Int, Key
 
 REWARD_KINDS = ('nli', 'appeal', 'personalization', 'relevance')
-POOLINGS = ('mean', 'max', 'attention')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,140 +36,133 @@ class RewardModelConfig(JsonConfig):
   """A reward model's shape.
 
   Attributes:
-    encoder: the T5 whose encoder is used; its decoder sizes are ignored.
+    lm: the language model that reads prompt and response.
     adapter: None for a reward of text alone.
-    soft_token_id: the placeholder in inputs.
+    soft_token_id: the placeholder in prompts.
     kind: 'nli', 'appeal', 'personalization' or 'relevance'.
-    num_heads: scoring heads on the pooled vector; their mean is the score and
+    num_heads: scoring heads on the same states; their mean is the score and
       their spread a measure of how sure it is.
-    pooling: 'mean' or 'max' over the input's tokens, or 'attention' with a
-      learned query.
   """
 
-  encoder: T5Config
+  lm: T5Config
   adapter: AdapterConfig | None
   soft_token_id: int
   kind: str
   num_heads: int = 1
-  pooling: str = 'mean'
 
   def __post_init__(self):
-    for name, known in (('kind', REWARD_KINDS), ('pooling', POOLINGS)):
-      if getattr(self, name) not in known:
-        raise UserError(
-          f'RewardModelConfig.{name} is {getattr(self, name)!r}; it must be'
-          f' one of {", ".join(known)}.'
-        )
+    if self.kind not in REWARD_KINDS:
+      raise UserError(
+        f'RewardModelConfig.kind is {self.kind!r}; it must be one of'
+        f' {", ".join(REWARD_KINDS)}.'
+      )
     if self.num_heads < 1:
       raise UserError(
         f'RewardModelConfig.num_heads is {self.num_heads}; it must be at'
         ' least 1.'
       )
-    check_soft_token_id(self.soft_token_id, self.encoder.vocab_size)
+
+  @property
+  def recommender(self) -> RecommenderConfig:
+    """The model under the head."""
+    return RecommenderConfig(self.lm, self.adapter, self.soft_token_id)
 
 
 class RewardModel(nnx.Module):
-  """Scores a text, with CF vectors as soft tokens where the kind has them.
+  """Scores responses, with CF vectors as soft tokens where the kind has them.
 
-  Its encoder, token_embedder and adapters have the parameter names and shapes
-  of a Recommender's.
+  `recommender` has the parameters of a Recommender; the head is beside it.
   """
 
   def __init__(self, config: RewardModelConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.token_embedder = TokenEmbedder(config.encoder, rngs=rngs)
-    self.encoder = Encoder(config.encoder, rngs=rngs)
-    width = config.encoder.d_model
-    self.adapters = make_adapters(config.adapter, width, rngs=rngs)
-    self.pool_query = (
-      Dense({'embed': width}, {'scores': 1}, rngs=rngs)
-      if config.pooling == 'attention'
-      else None
-    )
-    self.head_hidden = Dense(
+    self.recommender = Recommender(config.recommender, rngs=rngs)
+    width = config.lm.d_model
+    self.state_hidden = Dense(
       {'embed': width}, {'mlp': width}, rngs=rngs, use_bias=True
     )
-    # A small output keeps first scores near 0, where every loss is gentle.
+    self.surprise_hidden = Dense({'features': 1}, {'mlp': width}, rngs=rngs)
     self.head_output = Dense(
       {'mlp': width},
       {'scores': config.num_heads},
       rngs=rngs,
-      stddev=0.1 * width**-0.5,
       use_bias=True,
     )
 
   def __call__(
     self,
-    tokens: Int[Array, 'B P'],
+    prompt_tokens: Int[Array, 'B P'],
+    response_tokens: Int[Array, 'R L'],
     cf_embeddings: Float[Array, 'B N E'],
     cf_kind_ids: Int[Array, 'B N'],
     *,
     dropout_key: Key[Array, ''] | None = None,
-  ) -> Float[Array, 'B']:
-    """float32 scores, the mean of the heads."""
+  ) -> Float[Array, 'R']:
+    """float32 scores, the mean of the heads.
+
+    R is B, or B*G with the G responses of a prompt in consecutive rows.
+    Prompts and responses are right-padded with 0.
+    """
     return self.head_scores(
-      tokens, cf_embeddings, cf_kind_ids, dropout_key=dropout_key
+      prompt_tokens,
+      response_tokens,
+      cf_embeddings,
+      cf_kind_ids,
+      dropout_key=dropout_key,
     ).mean(axis=-1)
 
   def head_scores(
     self,
-    tokens: Int[Array, 'B P'],
+    prompt_tokens: Int[Array, 'B P'],
+    response_tokens: Int[Array, 'R L'],
     cf_embeddings: Float[Array, 'B N E'],
     cf_kind_ids: Int[Array, 'B N'],
     *,
     dropout_key: Key[Array, ''] | None = None,
-  ) -> Float[Array, 'B K']:
-    """float32 scores of every head; tokens are right-padded with 0."""
-    embedded = embed_prompt(
-      self.token_embedder(tokens),
-      tokens,
-      self.adapters,
-      cf_embeddings,
-      cf_kind_ids,
-      self.config.soft_token_id,
+  ) -> Float[Array, 'R K']:
+    """float32 scores of every head."""
+    keys = (None, None)
+    if dropout_key is not None:
+      keys = jax.random.split(dropout_key)
+    lm = self.recommender
+    encoded = lm.encode(
+      prompt_tokens, cf_embeddings, cf_kind_ids, dropout_key=keys[0]
     )
-    mask = tokens != PAD_ID
-    hidden = self.encoder(embedded, mask, dropout_key=dropout_key)
-    pooled = self._pool(hidden.astype(jnp.float32), mask)
-    return self.head_output(jax.nn.gelu(self.head_hidden(pooled)))
+    # One more position: the state at t + 1 is the first that has read token t.
+    read = jnp.pad(response_tokens, ((0, 0), (0, 1)), constant_values=PAD_ID)
+    states = lm.decode_hidden(encoded, read, dropout_key=keys[1])
+    surprise = token_logprobs(lm.logits(states[:, :-1]), response_tokens)
+    hidden = self.state_hidden(states[:, 1:].astype(jnp.float32))
+    hidden += self.surprise_hidden(surprise[..., None])
+    scores = self.head_output(jax.nn.gelu(hidden))
+    return _mean_over_tokens(scores, response_tokens != PAD_ID)
 
-  def _pool(
-    self, hidden: Float[Array, 'B P D'], mask: Bool[Array, 'B P']
-  ) -> Float[Array, 'B D']:
-    kept = mask[..., None]
-    if self.config.pooling == 'max':
-      top = jnp.where(kept, hidden, MASKED).max(axis=1)
-      return jnp.where(mask.any(axis=1, keepdims=True), top, 0.0)
-    if self.pool_query is not None:
-      scores = jnp.where(kept, self.pool_query(hidden), MASKED)
-      return (jax.nn.softmax(scores, axis=1) * hidden).sum(axis=1)
-    total = jnp.where(kept, hidden, 0.0).sum(axis=1)
-    return total / jnp.maximum(kept.sum(axis=1), 1)
+
+def _mean_over_tokens(
+  scores: Float[Array, 'R L K'], mask: Bool[Array, 'R L']
+) -> Float[Array, 'R K']:
+  """Means over counted tokens; 0 for a response without any."""
+  total = jnp.where(mask[..., None], scores, 0.0).sum(axis=1)
+  return total / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
 
 
 def init_from_recommender(
   reward_model: RewardModel, recommender: Recommender
 ) -> None:
-  """Copies a recommender's encoder, embeddings and adapters, in place.
+  """Copies a recommender's language model and adapters, in place.
 
-  The head (and an attention pooling's query) keep their own values. Adapters
-  are copied where both models have them.
+  The head keeps its own values. Adapters are copied where both models have
+  them.
 
   Raises:
     UserError: the recommender has LoRA factors that are not folded in, or the
       two differ in a parameter's shape; the message names it.
   """
-  pairs = [
-    ('encoder', reward_model.encoder, recommender.lm.encoder),
-    (
-      'token_embedder',
-      reward_model.token_embedder,
-      recommender.lm.token_embedder,
-    ),
-  ]
-  if reward_model.adapters is not None and recommender.adapters is not None:
-    pairs.append(('adapters', reward_model.adapters, recommender.adapters))
-  for name, target, source in pairs:
+  for name in ('lm', 'adapters'):
+    target = getattr(reward_model.recommender, name)
+    source = getattr(recommender, name)
+    if target is None or source is None:
+      continue
     wanted = dict(nnx.to_flat_state(nnx.state(target)))
     given = dict(nnx.to_flat_state(nnx.state(source)))
     for path in sorted(set(wanted) | set(given), key=str):
@@ -175,8 +173,8 @@ def init_from_recommender(
       if shapes[0] != shapes[1]:
         raise UserError(
           f'The reward model cannot start from this recommender:'
-          f' {name}/{"/".join(map(str, path))} is {shapes[0]} there and'
-          f' {shapes[1]} here; give both the same encoder and adapter sizes'
+          f' {name}/{parameter_name(path)} is {shapes[0]} there and'
+          f' {shapes[1]} here; give both the same sizes'
           ' (and fold LoRA first).'
         )
     nnx.update(target, nnx.state(source))

@@ -30,6 +30,7 @@ STANDARD_RULES: Rules = {
   'relpos_buckets': None,
   'lora_rank': None,
   'scores': None,
+  'features': None,
 }
 
 

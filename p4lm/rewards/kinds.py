@@ -46,20 +46,16 @@ def prompt_builder(kind: str, *, tokens_per_vector: int = 1) -> PromptBuilder:
 
   def build(request: RewardRequest) -> prompts.Prompt | None:
     if kind == 'appeal':
-      return prompts.appeal_input(request.text)
+      return prompts.appeal_prompt()
     if request.item is None:
       raise UserError(
         f'the {kind} reward needs the item {request.item_id!r} of a request'
       )
     if kind == 'nli':
       plot = request.item['plot']
-      return prompts.nli_input(plot, request.text) if plot else None
+      return prompts.nli_prompt(plot) if plot else None
     if kind == 'personalization':
-      return prompts.personalization_input(
-        request.item, request.text, tokens_per_vector
-      )
-    return prompts.relevance_input(
-      request.item, request.text, tokens_per_vector
-    )
+      return prompts.personalization_prompt(request.item, tokens_per_vector)
+    return prompts.relevance_prompt(request.item, tokens_per_vector)
 
   return build

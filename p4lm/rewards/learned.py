@@ -15,7 +15,7 @@ from p4lm.errors import UserError
 from p4lm.models.adapter import CF_KINDS
 from p4lm.models.soft_tokens import check_soft_tokens
 from p4lm.rewards.terms import RewardRequest, TermValues
-from p4lm.rewards.text_encoding import CachingEncoder
+from p4lm.rewards.text_encoding import CachingEncoder, repeats_of_each
 
 OUTPUTS = ('score', 'probability', 'log_probability', 'logit')
 OVERLONG = ('cut_end', 'invalid')
@@ -25,6 +25,7 @@ class VocabularyLike(Protocol):
   """The part of a vocabulary that is needed here."""
 
   soft_token_id: int
+  eos_id: int
 
   def encode(self, text: str) -> list[int]: ...
 
@@ -35,21 +36,22 @@ class LearnedTermConfig:
 
   Attributes:
     prompt_length: P, the token length that the model was trained with.
+    response_length: L, likewise.
     batch_size: texts a forward pass; smaller batches are padded up to it, so
       that one program serves every call.
-    length_buckets: shorter lengths to pad to when a whole batch fits, each a
-      program of its own (see `LearnedTerm.compile`).
+    length_buckets: shorter prompt lengths to pad to when a whole batch fits,
+      each a program of its own (see `LearnedTerm.compile`).
     output: 'score' is the model's number as it is; 'logit', 'probability' and
       'log_probability' read it as log-odds, divided by `temperature`.
     temperature: of a calibration, 1 for none.
     tokens_per_vector: soft tokens of each CF vector.
-    overlong: an input longer than P is cut at its end and counted
-      ('cut_end'), or masked and counted ('invalid'). If nothing of the
-      response would be left it is always masked: the model would judge the
-      prompt alone.
+    overlong: a response longer than L is cut at its end and counted
+      ('cut_end'), or masked and counted ('invalid'). Prompts longer than P are
+      cut and counted.
   """
 
   prompt_length: int
+  response_length: int
   batch_size: int = 128
   length_buckets: tuple[int, ...] = ()
   output: str = 'score'
@@ -64,7 +66,12 @@ class LearnedTermConfig:
           f'LearnedTermConfig.{name} must be one of {", ".join(known)}, got '
           f'{getattr(self, name)!r}'
         )
-    for name in ('prompt_length', 'batch_size', 'tokens_per_vector'):
+    for name in (
+      'prompt_length',
+      'response_length',
+      'batch_size',
+      'tokens_per_vector',
+    ):
       if getattr(self, name) < 1:
         raise UserError(
           f'LearnedTermConfig.{name} must be 1 or more, got '
@@ -89,27 +96,28 @@ class LearnedTermConfig:
 class LearnedTerm:
   """Judges texts with a trained model.
 
-  Texts become prompts, prompts become tokens [B, P], CF vectors are looked up
-  by id, and one compiled program scores fixed-shape batches.
+  Requests become prompts [B, P] and responses [R, L], CF vectors are looked up
+  by id, and one compiled program scores fixed-shape batches. Where every
+  prompt comes G times in a row, as in a rollout, it is run once (R = B * G).
 
   Args:
     name: of the term.
-    apply_fn: (params, tokens int [B, P], cf_embeddings float [B, N, E],
-      cf_kind_ids int [B, N]) -> scores float [B].
+    apply_fn: (params, prompt_tokens int [B, P], response_tokens int [R, L],
+      cf_embeddings float [B, N, E], cf_kind_ids int [B, N]) -> scores [R].
     params: any pytree of arrays. An argument, not a constant of the program,
       so that large models compile quickly.
     config: lengths, batch size, how the score is read.
-    vocabulary: encodes prompts; its `soft_token_id` is the placeholder.
+    vocabulary: encodes texts; its `soft_token_id` is the placeholder and its
+      `eos_id` ends a response.
     build_prompt: RewardRequest -> Prompt (see `kinds.prompt_builder`), or None
       for a request that cannot be judged: masked and counted. The request's
       text comes cleaned, so that no placeholder hides in it.
     cf_lookup: (kind, id) -> float [E]; None if prompts have no CF vectors.
     encoder: a `CachingEncoder` of this vocabulary shared with other terms.
-    batch_sharding: where batches are placed; None leaves it to JAX.
 
   Attributes:
     num_compilations: programs built so far; constant once every length bucket
-      has been seen.
+      has been seen with every G that callers use.
   """
 
   def __init__(
@@ -123,22 +131,21 @@ class LearnedTerm:
     build_prompt: Callable[[RewardRequest], Prompt | None],
     cf_lookup: Callable[[str, str], np.ndarray] | None = None,
     encoder: CachingEncoder | None = None,
-    batch_sharding: jax.sharding.Sharding | None = None,
   ):
     self.name = name
     self.config = config
     self.num_compilations = 0
     self._params = params
     self._soft_token_id = vocabulary.soft_token_id
+    self._eos_id = vocabulary.eos_id
     self._build_prompt = build_prompt
     self._cf_lookup = cf_lookup
     self._encoder = encoder or CachingEncoder(vocabulary)
-    self._batch_sharding = batch_sharding
 
-    def counted(params, tokens, cf_embeddings, cf_kind_ids):
+    def counted(params, *inputs):
       # Runs when traced, that is once a compilation.
       self.num_compilations += 1
-      return apply_fn(params, tokens, cf_embeddings, cf_kind_ids)
+      return apply_fn(params, *inputs)
 
     self._scores = jax.jit(counted)
 
@@ -146,7 +153,7 @@ class LearnedTerm:
   def from_model(
     cls, name: str, model: nnx.Module, config: LearnedTermConfig, **sources
   ) -> LearnedTerm:
-    """A term of a model called as model(tokens, cf_embeddings, cf_kind_ids).
+    """A term of a `RewardModel`, called as apply_fn is but for params.
 
     The keyword arguments are those of the constructor.
     """
@@ -158,10 +165,10 @@ class LearnedTerm:
     return cls(name, apply_fn, params, config, **sources)
 
   def __call__(self, requests: Sequence[RewardRequest]) -> TermValues:
-    """Values float32 [B] of B texts.
+    """Values float32 [R] of R texts.
 
-    The counts tell inputs that were `truncated`, those of them whose response
-    was cut off altogether (`unread`), and requests `without_prompt`.
+    The counts tell responses and prompts that were cut (`truncated`,
+    `truncated_prompts`) and requests `without_prompt`.
 
     Raises:
       UserError: prompts of one batch differ in their kinds of CF vectors, CF
@@ -185,8 +192,14 @@ class LearnedTerm:
       counts |= more
     return TermValues(values, valid, counts)
 
-  def compile(self, request: RewardRequest) -> None:
-    """Builds the program of every length bucket, from a typical request."""
+  def compile(self, request: RewardRequest, repeats: int = 1) -> None:
+    """Builds the program of every length bucket, from a typical request.
+
+    Args:
+      request: one that can be judged.
+      repeats: responses of each prompt in the calls to come; the programs of
+        G > 1 are others than those of G = 1. Divides the batch size.
+    """
     prompt = self._build_prompt(request)
     if prompt is None:
       raise UserError(
@@ -194,43 +207,55 @@ class LearnedTerm:
         'compile it with another request'
       )
     cf_embeddings, cf_kind_ids = self._cf_vectors([prompt], [request])
+    responses = np.zeros((repeats, self.config.response_length), np.int32)
     for length in self.config.lengths:
       tokens = np.zeros((1, length), np.int32)
-      self._run(tokens, cf_embeddings, cf_kind_ids)
+      self._run(repeats, tokens, responses, cf_embeddings, cf_kind_ids)
 
   def _judge(self, prompts, requests):
-    tokens, valid, counts = self._tokens(prompts, requests)
+    responses, overlong = self._responses(requests)
+    repeats = repeats_of_each(
+      [(p, r.user_id, r.item_id) for p, r in zip(prompts, requests)],
+      self.config.batch_size,
+    )
+    prompts, requests = prompts[::repeats], requests[::repeats]
+    tokens, cut = self._prompt_tokens(prompts)
     cf_embeddings, cf_kind_ids = self._cf_vectors(prompts, requests)
     check_soft_tokens(
       tokens,
       self._soft_token_id,
       cf_kind_ids.shape[1] * self.config.tokens_per_vector,
     )
-    scores = self._run(tokens, cf_embeddings, cf_kind_ids)
+    scores = self._run(repeats, tokens, responses, cf_embeddings, cf_kind_ids)
+    valid = ~overlong | (self.config.overlong == 'cut_end')
+    counts = {
+      'truncated': int(overlong.sum()),
+      'truncated_prompts': int(cut.sum()) * repeats,
+    }
     return self._read(scores), valid, counts
 
-  def _tokens(self, prompts, requests):
-    encoded = [
-      self._encoder.encode(prompt.text, request.text)
-      for prompt, request in zip(prompts, requests)
-    ]
+  def _responses(self, requests):
+    """int32 [R, L] with EOS, as in training, and bool [R] where cut."""
+    length = self.config.response_length
+    tokens = np.zeros((len(requests), length), np.int32)
+    overlong = np.zeros(len(requests), bool)
+    for row, request in enumerate(requests):
+      ids = (*self._encoder.encode(request.text), self._eos_id)
+      overlong[row] = len(ids) > length
+      kept = ids[:length]
+      tokens[row, : len(kept)] = kept
+    return tokens, overlong
+
+  def _prompt_tokens(self, prompts):
+    """int32 [B, bucket], and bool [B] where cut."""
+    encoded = [self._encoder.encode(prompt.text) for prompt in prompts]
     limit = self.config.prompt_length
-    overlong = np.array([len(e.tokens) > limit for e in encoded])
-    unread = overlong & np.array(
-      [
-        e.response_start is not None and e.response_start >= limit
-        for e in encoded
-      ]
-    )
-    longest = min(max(len(e.tokens) for e in encoded), limit)
+    longest = min(max(len(ids) for ids in encoded), limit)
     length = next(b for b in self.config.lengths if b >= longest)
     tokens = np.zeros((len(encoded), length), np.int32)
-    for row, e in zip(tokens, encoded):
-      kept = e.tokens[:length]
-      row[: len(kept)] = kept
-    valid = ~(overlong if self.config.overlong == 'invalid' else unread)
-    counts = {'truncated': int(overlong.sum()), 'unread': int(unread.sum())}
-    return tokens, valid, counts
+    for row, ids in zip(tokens, encoded):
+      row[: min(len(ids), length)] = ids[:length]
+    return tokens, np.array([len(ids) > limit for ids in encoded])
 
   def _cf_vectors(self, prompts, requests):
     kinds = tuple(prompts[0].cf_kinds)
@@ -258,16 +283,23 @@ class LearnedTerm:
     kind_ids = np.array([CF_KINDS.index(k) for k in kinds], np.int32)
     return np.asarray(vectors, np.float32), np.tile(kind_ids, (rows, 1))
 
-  def _run(self, *inputs):
-    rows, size = len(inputs[0]), self.config.batch_size
+  def _run(self, repeats, tokens, responses, cf_embeddings, cf_kind_ids):
+    """Scores [R] of B prompts with `repeats` responses each."""
+    size = self.config.batch_size // repeats
     pending = []
-    for start in range(0, rows, size):
-      batch = [_padded(array[start : start + size], size) for array in inputs]
-      if self._batch_sharding is not None:
-        batch = jax.device_put(batch, self._batch_sharding)
+    for start in range(0, len(tokens), size):
+      part = slice(start, start + size)
+      rows = slice(start * repeats, (start + size) * repeats)
+      batch = [
+        _padded(tokens[part], size),
+        _padded(responses[rows], size * repeats),
+        _padded(cf_embeddings[part], size),
+        _padded(cf_kind_ids[part], size),
+      ]
       # Not read yet, so the next batch is prepared while this one runs.
       pending.append(self._scores(self._params, *batch))
-    return np.concatenate([np.asarray(p, np.float32) for p in pending])[:rows]
+    scores = np.concatenate([np.asarray(p, np.float32) for p in pending])
+    return scores[: len(responses)]
 
   def _read(self, scores):
     if self.config.output == 'score':

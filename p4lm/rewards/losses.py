@@ -1,13 +1,14 @@
 """Training losses of the reward kinds, as functions for a train step.
 
-Each factory takes `apply_fn(params, frozen, tokens, cf_embeddings,
-cf_kind_ids) -> scores [B]` and returns `loss_fn(params, frozen, batch, key) ->
-(loss, metrics)`. Batches are dicts:
+Each factory takes `apply_fn(params, frozen, prompt_tokens, response_tokens,
+cf_embeddings, cf_kind_ids) -> scores [R]` and returns `loss_fn(params, frozen,
+batch, key) -> (loss, metrics)`. Batches are dicts:
 
-  nli, relevance               tokens int [B, P], labels float [B]
-  appeal, personalization      chosen_tokens, rejected_tokens int [B, P]
-  all                          cf_embeddings [B, N, E], cf_kind_ids [B, N],
-                               example_mask bool [B] (optional)
+  nli, relevance               response_tokens int [B, L], labels float [B]
+  appeal, personalization      chosen_tokens, rejected_tokens int [B, L]
+  all                          prompt_tokens int [B, P], cf_embeddings
+                               [B, N, E], cf_kind_ids [B, N], example_mask
+                               bool [B] (optional)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from p4lm.ops import masks, preference, supervised
 from p4lm.rewards.kinds import CLASSIFIED, PAIRWISE, check_kind
 from p4lm.typing import Array
 
-ApplyFn = Callable[[Any, Any, Array, Array, Array], Array]
+ApplyFn = Callable[[Any, Any, Array, Array, Array, Array], Array]
 LossFn = Callable[
   [Any, Any, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]
 ]
@@ -72,8 +73,8 @@ def make_reward_loss(
 def _classification_loss(apply_fn, config):
   def loss_fn(params, frozen, batch, key):
     del key
-    logits = _scores(apply_fn, params, frozen, batch, batch['tokens'])
-    labels, mask = batch['labels'], _example_mask(batch, batch['tokens'])
+    logits = _scores(apply_fn, params, frozen, batch, batch['response_tokens'])
+    labels, mask = batch['labels'], _example_mask(batch)
     loss = supervised.binary_cross_entropy(
       logits,
       labels,
@@ -90,12 +91,12 @@ def _classification_loss(apply_fn, config):
 def _pairwise_loss(apply_fn, config):
   def loss_fn(params, frozen, batch, key):
     del key
-    chosen_tokens = batch['chosen_tokens']
-    # One pass over both sides: half the launches, one program.
-    tokens = jnp.concatenate([chosen_tokens, batch['rejected_tokens']])
-    scores = _scores(apply_fn, params, frozen, batch, tokens, copies=2)
-    chosen, rejected = jnp.split(scores, 2)
-    mask = _example_mask(batch, chosen_tokens)
+    # Both sides are responses to one prompt, which is encoded once.
+    sides = jnp.stack([batch['chosen_tokens'], batch['rejected_tokens']], 1)
+    tokens = sides.reshape(-1, sides.shape[-1])
+    scores = _scores(apply_fn, params, frozen, batch, tokens)
+    chosen, rejected = scores.reshape(-1, 2).T
+    mask = _example_mask(batch)
     loss = preference.bradley_terry_loss(
       chosen,
       rejected,
@@ -120,8 +121,8 @@ def _pairwise_loss(apply_fn, config):
 def _regression_loss(apply_fn, config):
   def loss_fn(params, frozen, batch, key):
     del key
-    scores = _scores(apply_fn, params, frozen, batch, batch['tokens'])
-    targets, mask = batch['labels'], _example_mask(batch, batch['tokens'])
+    scores = _scores(apply_fn, params, frozen, batch, batch['response_tokens'])
+    targets, mask = batch['labels'], _example_mask(batch)
     error = supervised.squared_error(scores, targets, example_mask=mask)
     loss = error
     if config.huber_delta is not None:
@@ -139,14 +140,18 @@ def _regression_loss(apply_fn, config):
   return loss_fn
 
 
-def _scores(apply_fn, params, frozen, batch, tokens, copies=1):
-  cf_embeddings, cf_kind_ids = batch['cf_embeddings'], batch['cf_kind_ids']
-  if copies > 1:
-    cf_embeddings = jnp.concatenate([cf_embeddings] * copies)
-    cf_kind_ids = jnp.concatenate([cf_kind_ids] * copies)
-  return apply_fn(params, frozen, tokens, cf_embeddings, cf_kind_ids)
+def _scores(apply_fn, params, frozen, batch, response_tokens):
+  return apply_fn(
+    params,
+    frozen,
+    batch['prompt_tokens'],
+    response_tokens,
+    batch['cf_embeddings'],
+    batch['cf_kind_ids'],
+  )
 
 
-def _example_mask(batch, tokens):
+def _example_mask(batch):
   mask = batch.get('example_mask')
-  return jnp.ones(tokens.shape[0], bool) if mask is None else mask
+  rows = batch['prompt_tokens'].shape[0]
+  return jnp.ones(rows, bool) if mask is None else mask

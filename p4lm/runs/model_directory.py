@@ -45,7 +45,7 @@ class ModelCard:
     kind: 'recommender' or 'reward'.
     config: the model's configuration.
     task: the task that it was trained on last.
-    prompt_length, response_length: P and L in tokens; L is 0 for rewards.
+    prompt_length, response_length: P and L in tokens.
     vocabulary_sha256: of `vocabulary.model`.
     cf_dir, cf_sha256: the CF tables that it reads; None for text alone.
     stage: what trained, which is how the checkpoint's items are divided.
@@ -167,7 +167,7 @@ def describe(
   task: str,
   vocabulary: Vocabulary,
   prompt_length: int,
-  response_length: int = 0,
+  response_length: int,
   tables: CFTables | None = None,
   cf_dir: str | None = None,
   stage: str = 'full',
@@ -258,9 +258,7 @@ def load_model(
     nnx.eval_shape(lambda: _module(config, card.lora)), card.stage
   )
   store = CheckpointStore(directory / 'checkpoints')
-  found, items = store.restore(
-    {'params': trained, 'frozen': frozen}, step=step
-  )
+  found, items = store.restore({'params': trained, 'frozen': frozen}, step=step)
   return LoadedModel(
     directory=directory,
     card=card,

@@ -43,6 +43,7 @@ def load_reward_terms(
     length = model.card.prompt_length
     config = LearnedTermConfig(
       prompt_length=length,
+      response_length=model.card.response_length,
       batch_size=batch_size,
       length_buckets=tuple(b for b in _BUCKETS if b < length),
       output=outputs.get(kind, 'score'),

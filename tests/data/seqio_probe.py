@@ -44,7 +44,6 @@ def register(data_dir, vocabulary_path, tokens_per_vector=1):
     output_features={'inputs': seqio.Feature(vocabulary, add_eos=False)},
   )
   encoded = [vocabulary.encode(text) for text in TEXTS]
-  features = seqio.TaskRegistry.get('movielens_pitch').output_features
   mixture = seqio.MixtureRegistry.get('movielens_warm_start')
   mixed = mixture.get_dataset(
     sequence_length={'inputs': 16, 'targets': 16},
@@ -58,7 +57,15 @@ def register(data_dir, vocabulary_path, tokens_per_vector=1):
     'encoded': encoded,
     'decoded': [vocabulary.decode(ids) for ids in encoded],
     'decoded_ids': [vocabulary.decode(ids) for ids in IDS],
-    'eos': {name: feature.add_eos for name, feature in features.items()},
+    'eos': {
+      task: {
+        name: feature.add_eos
+        for name, feature in seqio.TaskRegistry.get(
+          f'movielens_{task}'
+        ).output_features.items()
+      }
+      for task in ('pitch', 'appeal')
+    },
     'rates': {task.name: mixture.get_rate(task) for task in mixture.tasks},
     'mixed': [
       example['targets'].tolist()

@@ -218,30 +218,61 @@ def test_preferences_are_the_bullets_in_a_row(cached, vocabulary):
   )
 
 
+def test_the_base_reads_the_same_texts_without_vectors(cached, vocabulary):
+  (example,) = read(cached, 'movielens_pitch_plain', 'train')
+  item = {'title': ITEMS[2][1], 'plot': PLOT}
+  check(
+    vocabulary,
+    example,
+    inputs=prompts.pitch_plain_prompt(item).text,
+    targets='A slow one, for you.',
+  )
+  for plain, warm, starts in (
+    ('title_plot', 'item_plot', 'item: The Harbour'),
+    ('preferences', 'user_preferences', 'user: likes:'),
+  ):
+    plain, warm = (
+      read(cached, f'movielens_{task}', 'train') for task in (plain, warm)
+    )
+    for one, other in zip(plain, warm, strict=True):
+      assert vocabulary.decode(one['inputs']).startswith(starts)
+      np.testing.assert_array_equal(one['targets'], other['targets'])
+
+
 def test_pairs_and_labels(cached, vocabulary):
   for split in movielens.REWARD_SPLITS:
     (example,) = read(cached, 'movielens_appeal', split)
     check(
       vocabulary,
       example,
-      inputs_chosen=f'appeal: {split} good',
-      inputs_rejected='appeal: bad',
+      inputs='appeal:',
+      targets_chosen=f'{split} good',
+      targets_rejected='bad',
     )
     (example,) = read(cached, 'movielens_personalization', split)
     soft = 'user: <extra_id_0> <extra_id_0> item: <extra_id_0> <extra_id_0>'
     check(
       vocabulary,
       example,
-      inputs_chosen=f'{soft} title: The Harbour 2 (1994) text: {split} good',
-      inputs_rejected=f'{soft} title: The Harbour 2 (1994) text: bad',
+      inputs=f'{soft} title: The Harbour 2 (1994) text:',
+      targets_chosen=f'{split} good',
+      targets_rejected='bad',
+      user_id='u1',
+      item_id='i2',
     )
-  first, second = read(cached, 'movielens_nli', 'train')
-  check(vocabulary, first, inputs=prompts.nli_input(PLOT, 'h0').text, label=0.0)
-  check(
-    vocabulary, second, inputs=prompts.nli_input(PLOT, 'h3').text, label=1.0
-  )
+  claims = (('h0', 0.0), ('h3', 1.0))
+  found = read(cached, 'movielens_nli', 'train')
+  for example, (claim, label) in zip(found, claims, strict=True):
+    premise = prompts.nli_prompt(PLOT).text
+    check(vocabulary, example, inputs=premise, targets=claim, label=label)
   (example,) = read(cached, 'movielens_relevance', 'train')
-  assert example['label'] == -0.25
+  check(
+    vocabulary,
+    example,
+    inputs=f'{soft} title: The Harbour 2 (1994) relevant:',
+    targets='A slow one.',
+    label=-0.25,
+  )
   assert read(cached, 'movielens_relevance', 'validation') == []
 
 
@@ -262,7 +293,14 @@ def test_info_counts_and_measures(cached, vocabulary):
 
 def test_seqio_users_get_eos_and_a_mixture_by_size(cached):
   found = json.loads((cached / 'data' / 'probe.json').read_text())
-  assert found['eos'] == {'targets': True, 'inputs': False}
+  assert found['eos'] == {
+    'pitch': {'inputs': False, 'targets': True},
+    'appeal': {
+      'inputs': False,
+      'targets_chosen': True,
+      'targets_rejected': True,
+    },
+  }
   plots = len(read(cached, 'movielens_item_plot', 'train'))
   users = len(read(cached, 'movielens_user_preferences', 'train'))
   assert found['rates'] == {

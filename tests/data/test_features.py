@@ -90,22 +90,33 @@ def test_a_task_with_vectors_needs_the_tables():
 
 
 def test_pointwise_and_pairs():
-  example = {'inputs': ids(5, 6), 'label': 0.25, **{'item_id': '7'}}
-  features = PointwiseConverter(3, CF)(example, ('item',))
+  example = {
+    'inputs': ids(5, 6),
+    'targets': ids(8),
+    'label': 0.25,
+    'item_id': '7',
+  }
+  features = PointwiseConverter(3, 4, eos_id=1, cf=CF)(example, ('item',))
   check(
     features,
-    tokens=[5, 6, 0],
+    prompt_tokens=[5, 6, 0],
+    response_tokens=[8, 1, 0, 0],
     labels=np.float32(0.25),
     cf_embeddings=[[3, 4]],
     cf_kind_ids=[1],
   )
   assert features['labels'].dtype == np.float32
   assert features['labels'].shape == ()
-  pair = {'inputs_chosen': ids(5, 6, 7, 8), 'inputs_rejected': ids(9)}
+  pair = {
+    'inputs': ids(4),
+    'targets_chosen': ids(5, 6, 7, 8),
+    'targets_rejected': ids(9),
+  }
   check(
-    PairConverter(3)(pair, ()),
-    chosen_tokens=[5, 6, 7],
-    rejected_tokens=[9, 0, 0],
+    PairConverter(2, 3, eos_id=1)(pair, ()),
+    prompt_tokens=[4, 0],
+    chosen_tokens=[5, 6, 7],  # Cut, so it does not end.
+    rejected_tokens=[9, 1, 0],
     cf_embeddings=np.zeros((0, 0)),
     cf_kind_ids=[],
   )

@@ -32,20 +32,35 @@ def test_every_prompt_is_worded_so():
       'plot: Genres: action. A hacker learns the truth. pitch:'
     )
   )
-  assert prompts.nli_input('A plot.', 'A claim.') == prompts.Prompt(
-    'premise: A plot. hypothesis: A claim.'
+  assert prompts.nli_prompt('A  <br>plot.') == prompts.Prompt(
+    'premise: A plot. hypothesis:'
   )
-  assert prompts.appeal_input('Watch it!').text == 'appeal: Watch it!'
-  assert prompts.personalization_input(ITEM, 'Watch it!') == prompts.Prompt(
-    'user: <extra_id_0> item: <extra_id_0> title: The Matrix (1999) '
-    'text: Watch it!',
+  assert prompts.appeal_prompt() == prompts.Prompt('appeal:')
+  assert prompts.personalization_prompt(ITEM) == prompts.Prompt(
+    'user: <extra_id_0> item: <extra_id_0> title: The Matrix (1999) text:',
     ('user', 'item'),
   )
-  assert prompts.relevance_input(ITEM, 'Watch it!') == prompts.Prompt(
-    'user: <extra_id_0> item: <extra_id_0> title: The Matrix (1999) '
-    'relevant: Watch it!',
+  assert prompts.relevance_prompt(ITEM) == prompts.Prompt(
+    'user: <extra_id_0> item: <extra_id_0> title: The Matrix (1999) relevant:',
     ('user', 'item'),
   )
+
+
+def test_prompts_of_the_base_have_words_where_vectors_will_be():
+  assert prompts.title_plot_prompt(ITEM) == prompts.Prompt(
+    'item: The Matrix (1999) plot:'
+  )
+  assert prompts.preferences_plain_prompt() == prompts.Prompt('user: likes:')
+  assert prompts.pitch_plain_prompt(ITEM) == prompts.Prompt(
+    'title: The Matrix (1999) '
+    'plot: Genres: action. A hacker learns the truth. pitch:'
+  )
+
+
+def test_a_premise_is_cut_as_the_plot_of_a_pitch_is():
+  words = [f'word{n}' for n in range(prompts.MAX_PLOT_WORDS + 9)]
+  kept = prompts.nli_prompt(' '.join(words)).text.split()[1:-1]
+  assert kept == words[: prompts.MAX_PLOT_WORDS]
 
 
 @pytest.mark.parametrize('count', [1, 3])
@@ -77,11 +92,13 @@ def _all_prompts(text):
   return [
     prompts.pitch_prompt(item),
     prompts.pitch_text_prompt(item, [text]),
-    prompts.nli_input(text, text),
-    prompts.appeal_input(text),
-    prompts.personalization_input(item, text),
-    prompts.relevance_input(item, text),
+    prompts.title_plot_prompt(item),
+    prompts.pitch_plain_prompt(item),
+    prompts.nli_prompt(text),
+    prompts.personalization_prompt(item),
+    prompts.relevance_prompt(item),
     prompts.Prompt(prompts.preferences_text([text])),
+    prompts.Prompt(prompts.clean_text(text)),
   ]
 
 

@@ -25,26 +25,30 @@ def parser():
 
 
 def test_every_clause_claims_its_value_and_nothing_else(parser):
+  gaps = 0
   for value in range(lexicon.NUM_VALUES):
     facet = lexicon.FACETS[lexicon.VALUE_FACETS[value]]
-    assert len(set(lexicon.VALUE_PHRASES[value])) == 3
-    plot_words = set(' '.join(lexicon.plot_phrases(value)).split())
-    other_words = set(lexicon.VALUE_PHRASES[value][2].split())
-    assert not (plot_words & other_words) - {'a', 'an', 'the'}
-    for phrase in lexicon.VALUE_PHRASES[value]:
-      for clause in facet.plot_clauses + facet.pitch_clauses:
+    for clause in facet.plot_clauses:
+      for phrase in lexicon.plot_phrases(value):
         assert parser.parse(clause.format(phrase)) == [value], (clause, phrase)
-      for denial in facet.denials:
+    for denial in facet.denials:
+      for phrase in lexicon.plot_phrases(value):
         assert parser.parse(denial.format(phrase)) == [], (denial, phrase)
+    assert parser.parse(pitches.render_claims([value])) == [value]
+    plot_words = set(' '.join(lexicon.plot_phrases(value)).split())
+    pitch_words = set(lexicon.pitch_phrase(value).split())
+    gaps += not (plot_words & pitch_words) - {'a', 'an', 'the'}
+  # Most values, not all, are called by other words in plots and pitches.
+  assert 0.6 < gaps / lexicon.NUM_VALUES < 0.9
 
 
 def test_phrases_name_one_value_only():
   keys = [
-    key
+    role.format(phrase)
     for facet in lexicon.FACETS
     for phrases in facet.values.values()
-    for phrase in phrases
-    for key in [form.format(phrase) for form in _claim_forms(facet)]
+    for phrase in set(phrases)
+    for role in facet.roles
   ]
   assert len(keys) == len(set(keys)) == len(lexicon.surface_keys())
 
@@ -102,52 +106,38 @@ def test_bullets_say_the_extremes_of_the_taste(world, parser):
 
 
 def test_world_has_500_to_700_words(world):
-  rng = np.random.default_rng(0)
   texts = list(world.plots) + list(world.titles) + list(LINES)
   texts += [b for user in range(world.num_users) for b in world.bullets(user)]
   texts += [lexicon.label_of(value) for value in range(lexicon.NUM_VALUES)]
-  texts += [
-    pitches.render_claims([value], rng)
-    for value in range(lexicon.NUM_VALUES)
-    for _ in range(20)
-  ]
+  texts.append(pitches.render_claims(range(lexicon.NUM_VALUES)))
   words = {word for text in texts for word in lexicon.split_words(text)}
   assert 500 <= len(words) <= 700
 
 
 def test_every_three_claims_fit_a_pitch():
-  """The writer draws wordings until the length fits: it must be able to."""
+  """The writer draws lines until the length fits: it must be able to."""
   lengths = [
     [
-      len(clause.format(phrase).split())
-      for clause in lexicon.FACETS[lexicon.VALUE_FACETS[value]].pitch_clauses
-      for phrase in lexicon.pitch_phrases(value)
+      _words(pitches.render_claims([value]))
+      for value in range(lexicon.NUM_VALUES)
+      if lexicon.VALUE_FACETS[value] == facet
     ]
-    for value in range(lexicon.NUM_VALUES)
-  ]
-  # The longest of the shortest wordings, and the reverse, facet by facet.
-  by_facet = [
-    [lengths[v] for v in np.flatnonzero(np.equal(lexicon.VALUE_FACETS, facet))]
     for facet in range(lexicon.NUM_FACETS)
   ]
-  longest = sorted(max(min(each) for each in facet) for facet in by_facet)[-3:]
-  shortest = sorted(min(max(each) for each in facet) for facet in by_facet)[:3]
+  longest = sum(sorted(map(max, lengths))[-3:])
+  shortest = sum(sorted(map(min, lengths))[:3])
   for openers in (lexicon.HOOKED_OPENERS, lexicon.PLAIN_OPENERS):
     for endings in (lexicon.HOOKED_ENDINGS, lexicon.PLAIN_ENDINGS):
       least = min(map(_words, openers)) + min(map(_words, endings)) + 1
       most = max(map(_words, openers)) + max(map(_words, endings)) + 1
-      assert sum(longest) + least <= pitches.MAX_PITCH_WORDS
-      assert sum(shortest) + most >= pitches.MIN_PITCH_WORDS
+      assert longest + least <= pitches.MAX_PITCH_WORDS
+      assert shortest + most >= pitches.MIN_PITCH_WORDS
 
 
 def test_titles_do_not_repeat():
   titles, years = plots.draw_titles(5000, np.random.default_rng(0))
   assert len({title.rsplit(' (', 1)[0] for title in titles}) == 5000
   assert all(t.endswith(f'({year})') for t, year in zip(titles, years))
-
-
-def _claim_forms(facet) -> tuple[str, ...]:
-  return facet.roles + facet.pitch_clauses if facet.roles else ('{}',)
 
 
 def _words(line: str) -> int:

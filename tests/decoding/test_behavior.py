@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p4lm.decoding import behavior, sampler
+from p4lm.decoding import behavior
 from p4lm.decoding.behavior import (
   SamplerConfig,
   behavior_logits,
@@ -118,7 +118,6 @@ def test_bad_settings_are_named(settings, message):
     SamplerConfig(**{'max_length': 9, **settings})
 
 
-@pytest.mark.parametrize('module', [behavior, sampler])
-def test_examples(module):
-  result = doctest.testmod(module, extraglobs={'jnp': jnp})
+def test_examples():
+  result = doctest.testmod(behavior, extraglobs={'jnp': jnp})
   assert result.attempted and not result.failed

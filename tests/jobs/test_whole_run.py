@@ -16,7 +16,7 @@ OVERRIDES = {
     'WorldConfig.num_users': 40,
     'WorldConfig.num_items': 40,
     'WorldConfig.num_archive_items': 20,
-    'WorldConfig.num_ratings': 1200,
+    'WorldConfig.num_ratings': 700,
     'WorldConfig.num_pitches': 300,
     'WorldConfig.num_pairs': 150,
     'WorldConfig.num_entailment': 150,
@@ -156,8 +156,7 @@ def test_kill_and_go_on_ends_bit_for_bit_the_same(root, stage, tmp_path):
   p4lm(*stage_command(root, stage, halves))
   assert_same(parameters(whole), parameters(halves))
   metrics = [
-    [row['step'] for row in read(d / 'metrics.jsonl')]
-    for d in (whole, halves)
+    [row['step'] for row in read(d / 'metrics.jsonl')] for d in (whole, halves)
   ]
   assert metrics[0] == metrics[1]
   if stage == 'p4lm':
@@ -269,7 +268,7 @@ def test_infer_rewards(root, requests_file, tmp_path):
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    (('train_lm', '--gin.TASK=movielens_pich'), 'did you mean .movielens_pitch'),
+    (('train_lm', '--gin.TASK=movielens_pich'), 'mean .movielens_pitch'),
     (('train_lm', '--gin.TASK=movielens_pitch'), 'CF_DIR'),
     (('train_lm', '--gin.STAGE=adaptors'), "Stage 'adaptors' is unknown"),
     (('train_lm', '--gin.CHECKPOINT=/nowhere'), 'holds no model'),
@@ -338,6 +337,8 @@ def test_four_devices_give_one_devices_losses(root, stage, tmp_path):
       else '--gin.train_reward.log_every=1',
       env={**os.environ, 'XLA_FLAGS': flags},
     )
-    losses[name] = [row['loss'] for row in read(tmp_path / name / 'metrics.jsonl')]
+    losses[name] = [
+      row['loss'] for row in read(tmp_path / name / 'metrics.jsonl')
+    ]
   assert len(losses['one']) == 4
   np.testing.assert_allclose(losses['four'], losses['one'], rtol=1e-5)

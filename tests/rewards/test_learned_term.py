@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
 from p4lm.data.features import CFFeatures, PointwiseConverter
-from p4lm.data.prompts import SOFT, Prompt
+from p4lm.data.prompts import SOFT, Prompt, clean_text
 from p4lm.errors import UserError
 from p4lm.models.adapter import AdapterConfig
 from p4lm.models.reward_model import RewardModel, RewardModelConfig
@@ -20,10 +20,11 @@ from p4lm.rewards.learned import (
   check_same_sources,
 )
 from p4lm.rewards.terms import RewardRequest, evaluate_term
-from p4lm.rewards.text_encoding import CachingEncoder
+from p4lm.rewards.text_encoding import CachingEncoder, repeats_of_each
 
 ITEM = {'title': 'Quiet Town, The (1999)', 'plot': 'a quiet town hides a map'}
 WIDTH = 4
+LENGTHS = {'prompt_length': 48, 'response_length': 16}
 
 
 def _request(text, item=ITEM, number=0):
@@ -34,15 +35,17 @@ def _lookup(kind, id_):
   return np.full(WIDTH, int(id_[1:]) + (0.5 if kind == 'item' else 0.0))
 
 
-def _weighted_sum(params, tokens, cf_embeddings, cf_kind_ids):
+def _weighted_sum(params, prompts, responses, cf_embeddings, cf_kind_ids):
   """A model whose score is easy to redo: depends on order, CF and kinds."""
-  position = jnp.arange(1, tokens.shape[1] + 1)[None, :]
+  weigh = lambda tokens: tokens @ jnp.arange(1, tokens.shape[1] + 1)
   kinds = jnp.sum(cf_embeddings.sum(-1) * (cf_kind_ids + 1), axis=1)
-  return jnp.sum(tokens * position, axis=1) * params + kinds
+  prompt = 0.1 * weigh(prompts) * params + kinds
+  repeats = responses.shape[0] // prompts.shape[0]
+  return weigh(responses) * params + jnp.repeat(prompt, repeats)
 
 
 def _term(vocabulary, kind='personalization', apply_fn=_weighted_sum, **config):
-  config = {'prompt_length': 48, 'batch_size': 4} | config
+  config = LENGTHS | {'batch_size': 4} | config
   return LearnedTerm(
     kind,
     apply_fn,
@@ -54,6 +57,9 @@ def _term(vocabulary, kind='personalization', apply_fn=_weighted_sum, **config):
   )
 
 
+NAMES = ('prompt_tokens', 'response_tokens', 'cf_embeddings', 'cf_kind_ids')
+
+
 @pytest.mark.parametrize('kind', REWARD_KINDS)
 def test_inputs_are_those_of_training(vocabulary, kind):
   """Tokens and CF vectors equal what the training converter makes."""
@@ -61,28 +67,32 @@ def test_inputs_are_those_of_training(vocabulary, kind):
 
   def spy(params, *inputs):
     jax.debug.callback(lambda *a: seen.append(a), *inputs, ordered=True)
-    return jnp.zeros(inputs[0].shape[0])
+    return jnp.zeros(inputs[1].shape[0])
 
   requests = [
     _request('you will love this  warm <b>comedy</b>', number=3),
     _request('slow films', number=7),
+    _request('slow films ' * 20, number=9),
   ]
-  _term(vocabulary, kind, spy, batch_size=2)(requests)
+  _term(vocabulary, kind, spy, batch_size=3)(requests)
   jax.effects_barrier()
   build = prompt_builder(kind)
   vectors = build(requests[0]).cf_kinds
   cf = CFFeatures(_lookup, WIDTH) if vectors else CFFeatures()
-  converter = PointwiseConverter(48, cf)
+  converter = PointwiseConverter(48, 16, vocabulary.eos_id, cf)
   for row, request in enumerate(requests):
     prompt = build(request)
     example = {
       'inputs': np.array(vocabulary.encode(prompt.text), np.int32),
+      'targets': np.array(
+        vocabulary.encode(clean_text(request.text)), np.int32
+      ),
       'label': 0.0,
       'user_id': request.user_id,
       'item_id': request.item_id,
     }
     expected = converter(example, prompt.cf_kinds)
-    for name, found in zip(('tokens', 'cf_embeddings', 'cf_kind_ids'), seen[0]):
+    for name, found in zip(NAMES, seen[0], strict=True):
       np.testing.assert_array_equal(found[row], expected[name])
 
 
@@ -100,7 +110,8 @@ def test_one_program_serves_batches_of_every_size(vocabulary):
 
 
 def test_length_buckets_change_no_value_and_compile_once_each(vocabulary):
-  short, long = _request('slow'), _request('slow films ' * 6)
+  long_title = ITEM | {'title': 'a young sheriff finds the desert (1999)'}
+  short, long = _request('slow'), _request('slow', long_title, number=1)
   whole = _term(vocabulary)
   bucketed = _term(vocabulary, length_buckets=(24, 32))
   bucketed.compile(short)
@@ -125,7 +136,7 @@ def test_outputs(vocabulary, output, read):
   scores = np.array([-200.0, -1.0, 0.0, 3.0, 200.0], np.float32)
   term = _term(
     vocabulary,
-    apply_fn=lambda params, tokens, *_: jnp.asarray(scores),
+    apply_fn=lambda *_: jnp.asarray(scores),
     batch_size=5,
     output=output,
     temperature=2.0,
@@ -135,7 +146,7 @@ def test_outputs(vocabulary, output, read):
   assert values.dtype == np.float32
 
 
-def test_truncated_inputs_are_counted_and_unread_ones_masked(vocabulary):
+def test_what_is_cut_is_counted_and_masked_if_asked(vocabulary):
   long_plot = ITEM | {'plot': 'a quiet town ' * 60}
   requests = [
     _request('slow films'),
@@ -143,11 +154,23 @@ def test_truncated_inputs_are_counted_and_unread_ones_masked(vocabulary):
     _request('slow films', item=long_plot),
   ]
   answer = _term(vocabulary, 'nli')(requests)
-  assert answer.counts['truncated'] == 2
-  assert answer.counts['unread'] == 1
-  np.testing.assert_array_equal(answer.valid, [True, True, False])
+  assert answer.counts['truncated'] == answer.counts['truncated_prompts'] == 1
+  assert answer.valid.all()
   answer = _term(vocabulary, 'nli', overlong='invalid')(requests)
-  np.testing.assert_array_equal(answer.valid, [True, False, False])
+  np.testing.assert_array_equal(answer.valid, [True, False, True])
+  # Every response to a prompt that is cut counts, as if it came alone.
+  answer = _term(vocabulary, 'nli')([requests[2]] * 4 + [requests[0]] * 4)
+  assert answer.counts['truncated_prompts'] == 4
+  assert answer.counts['truncated'] == 0
+
+
+def test_a_response_that_fits_with_its_end_is_not_cut(vocabulary):
+  ids = vocabulary.encode('slow films')
+  fits = {'response_length': len(ids) + 1}
+  tight = {'response_length': len(ids)}
+  for config, cut in ((fits, 0), (tight, 1)):
+    answer = _term(vocabulary, **config)([_request('slow films')])
+    assert answer.counts['truncated'] == cut
 
 
 def test_an_item_without_a_plot_has_no_entailment(vocabulary):
@@ -176,9 +199,9 @@ def test_empty_texts_and_no_texts(vocabulary):
 def test_scores_that_are_not_finite_are_masked(vocabulary):
   term = _term(
     vocabulary,
-    apply_fn=lambda params, tokens, *_: jnp.array([1.0, jnp.nan, 2.0, 3.0]),
+    apply_fn=lambda *_: jnp.array([1.0, jnp.nan, 2.0, 3.0]),
   )
-  answer = evaluate_term(term, [_request('a'), _request('b')])
+  answer = evaluate_term(term, [_request('a'), _request('b', number=1)])
   np.testing.assert_array_equal(answer.valid, [True, False])
 
 
@@ -196,7 +219,7 @@ def test_a_prompt_with_too_few_placeholders_is_refused(vocabulary):
     'odd',
     _weighted_sum,
     1.0,
-    LearnedTermConfig(prompt_length=8),
+    LearnedTermConfig(prompt_length=8, response_length=8),
     vocabulary=vocabulary,
     build_prompt=lambda r: Prompt(f'user: {SOFT}', ('user', 'item')),
     cf_lookup=_lookup,
@@ -211,7 +234,7 @@ def test_mixed_kinds_of_vectors_are_refused(vocabulary):
     'mixed',
     _weighted_sum,
     1.0,
-    LearnedTermConfig(prompt_length=8),
+    LearnedTermConfig(prompt_length=8, response_length=8),
     vocabulary=vocabulary,
     build_prompt=lambda r: Prompt('user:', next(kinds)),
     cf_lookup=_lookup,
@@ -220,8 +243,9 @@ def test_mixed_kinds_of_vectors_are_refused(vocabulary):
     term([_request('a'), _request('b')])
 
 
-def test_a_reward_model_scores_as_when_called_alone(vocabulary):
-  encoder = T5Config(
+@pytest.fixture(scope='module', name='reward_model')
+def _reward_model(vocabulary):
+  lm = T5Config(
     vocab_size=vocabulary.size,
     d_model=16,
     d_ff=32,
@@ -231,46 +255,111 @@ def test_a_reward_model_scores_as_when_called_alone(vocabulary):
     num_decoder_layers=1,
   )
   config = RewardModelConfig(
-    encoder=encoder,
+    lm=lm,
     adapter=AdapterConfig(cf_width=WIDTH, hidden_width=8),
     soft_token_id=vocabulary.soft_token_id,
     kind='personalization',
   )
-  model = RewardModel(config, rngs=nnx.Rngs(0))
+  return RewardModel(config, rngs=nnx.Rngs(0))
+
+
+def test_a_reward_model_scores_as_when_called_alone(vocabulary, reward_model):
   build = prompt_builder('personalization')
   term = LearnedTerm.from_model(
     'personalization',
-    model,
-    LearnedTermConfig(prompt_length=48, batch_size=4),
+    reward_model,
+    LearnedTermConfig(**LENGTHS, batch_size=4),
     vocabulary=vocabulary,
     build_prompt=build,
     cf_lookup=_lookup,
   )
   requests = [_request('slow films', number=2), _request('warm', number=5)]
   values = term(requests).values
-  # One row, its own length: neither padding nor neighbours matter.
+  # One row, its own lengths: neither padding nor neighbours matter.
   tokens = vocabulary.encode(build(requests[0]).text)
+  response = [*vocabulary.encode('slow films'), vocabulary.eos_id]
   vectors = [[_lookup('user', 'u2'), _lookup('item', 'i2')]]
-  graphdef, state = nnx.split(model)
+  graphdef, state = nnx.split(reward_model)
   alone = jax.jit(lambda s, *inputs: nnx.merge(graphdef, s)(*inputs))(
     state,
     jnp.array([tokens]),
+    jnp.array([response]),
     jnp.array(vectors, jnp.float32),
     jnp.array([[0, 1]]),
   )
   np.testing.assert_allclose(values[0], alone[0], rtol=1e-4, atol=1e-6)
   assert abs(values[0] - values[1]) > 1e-6
+  # Two responses to each prompt, whose prompts the model then reads once.
+  more = [_request('a warm boat', number=k) for k in (2, 5)]
+  grouped = term([requests[0], more[0], requests[1], more[1]]).values
+  np.testing.assert_allclose(grouped[::2], values, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(
+    grouped[1::2], term(more).values, rtol=1e-4, atol=1e-6
+  )
 
 
-@settings(deadline=None, max_examples=200)
+def _grouped(prompts, responses):
+  return [
+    _request(f'{"slow " * (g % 3)}films {g} of {b}', number=b)
+    for b in range(prompts)
+    for g in range(responses)
+  ]
+
+
+@pytest.mark.parametrize('prompts', [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize('responses', [2, 3, 4, 8, 12])
+def test_repeated_prompts_change_no_value(vocabulary, prompts, responses):
+  """Also where a chunk is not filled, or G does not divide the batch."""
+  term = _term(vocabulary, batch_size=8)
+  requests = _grouped(prompts, responses)
+  one_by_one = [term([request]).values[0] for request in requests]
+  found = term(requests)
+  np.testing.assert_allclose(found.values, one_by_one, rtol=1e-6)
+  assert found.valid.all()
+
+
+def test_a_prompt_is_read_once_for_all_its_responses(vocabulary):
+  shapes = []
+
+  def spy(params, prompts, responses, *cf):
+    shapes.append((prompts.shape[0], responses.shape[0]))
+    return _weighted_sum(params, prompts, responses, *cf)
+
+  term = _term(vocabulary, apply_fn=spy, batch_size=8)
+  # Chunks are of two prompts, so these have 1, 1, 2 and 4 of them.
+  for prompts in (1, 2, 3, 7):
+    term(_grouped(prompts, 4))
+  assert shapes == [(2, 8)] and term.num_compilations == 1
+  # A prompt of one response after prompts of four: rows of their own.
+  mixed = [*_grouped(2, 4), _request('slow', number=9)]
+  term(mixed)
+  assert shapes[1:] == [(8, 8)]
+  compiled = _term(vocabulary, batch_size=8)
+  compiled.compile(mixed[0], repeats=4)
+  compiled(_grouped(3, 4))
+  assert compiled.num_compilations == 1
+
+
+def test_the_same_prompt_for_another_user_is_another(vocabulary):
+  """The text of a prompt does not tell whose CF vectors fill it."""
+  requests = [_request('slow', number=k) for k in (1, 2)]
+  values = _term(vocabulary)(requests).values
+  assert values[0] != values[1]
+
+
 @given(
-  head=st.text(max_size=20).map(lambda t: f'premise: {" ".join(t.split())}'),
-  response=st.text(max_size=20).map(lambda t: ' '.join(t.split())),
+  counts=st.lists(st.integers(1, 6), min_size=1, max_size=5),
+  batch_size=st.sampled_from([1, 4, 6, 12]),
 )
-def test_halves_encode_as_the_whole(vocabulary, head, response):
-  prompt = f'{head.rstrip()} {response}'
-  encoded = CachingEncoder(vocabulary).encode(prompt, response)
-  assert list(encoded.tokens) == vocabulary.encode(prompt)
+def test_repeats_are_the_most_that_divide_everything(counts, batch_size):
+  keys = [k for k, count in enumerate(counts) for _ in range(count)]
+  found = repeats_of_each(keys, batch_size)
+  divides = [
+    g
+    for g in range(1, batch_size + 1)
+    if batch_size % g == 0 and all(count % g == 0 for count in counts)
+  ]
+  assert found == max(divides)
 
 
 def test_texts_are_tokenized_once(vocabulary):
@@ -283,25 +372,9 @@ def test_texts_are_tokenized_once(vocabulary):
 
   encoder = CachingEncoder(Counting())
   for k in range(100):
-    encoder.encode(
-      f'premise: a quiet town hypothesis: film {k % 50}', f'film {k % 50}'
-    )
-  # The shared head, each response, and the first 16 prompts as a check.
-  assert len(texts) == 1 + 50 + 16
-
-
-def test_a_vocabulary_that_joins_across_spaces_is_found_out():
-  class Letters:
-    """Ids depend on the whole text."""
-
-    def encode(self, text):
-      return [len(text), *map(ord, text)]
-
-  encoder = CachingEncoder(Letters())
-  for _ in range(2):
-    encoded = encoder.encode('a b c', 'c')
-    assert list(encoded.tokens) == Letters().encode('a b c')
-    assert encoded.response_start is None
+    text = f'film {k % 50}'
+    assert encoder.encode(text) == tuple(vocabulary.encode(text))
+  assert len(texts) == 50
 
 
 @pytest.mark.parametrize(
@@ -310,13 +383,14 @@ def test_a_vocabulary_that_joins_across_spaces_is_found_out():
     ({'output': 'odds'}, 'output'),
     ({'overlong': 'drop'}, 'overlong'),
     ({'prompt_length': 0}, 'prompt_length'),
+    ({'response_length': 0}, 'response_length'),
     ({'temperature': 0.0}, 'temperature'),
     ({'length_buckets': (64,)}, 'length_buckets'),
   ],
 )
 def test_bad_choices_are_named(options, named):
   with pytest.raises(UserError, match=named):
-    LearnedTermConfig(**({'prompt_length': 48} | options))
+    LearnedTermConfig(**(LENGTHS | options))
 
 
 def test_checkpoints_of_other_sources_are_refused():

@@ -12,23 +12,30 @@ from p4lm.rewards.losses import RewardLossConfig, make_reward_loss
 SCORES = {1: 0.5, 2: -1.0, 3: 2.0}
 
 
-def _apply_fn(params, frozen, tokens, cf_embeddings, cf_kind_ids):
-  """Score of a row: a table entry of its token, plus its CF vectors."""
+def _apply_fn(params, frozen, prompts, responses, cf_embeddings, cf_kind_ids):
+  """Score of a response: a table entry of its token, plus what its prompt is.
+
+  A prompt adds its CF vector and a tenth of its token; G responses in a row
+  share it.
+  """
   table = params + frozen
-  return table[tokens[:, 0]] + cf_embeddings.sum((1, 2)) * (
-    1 + cf_kind_ids[0, 0]
-  )
+  prompt = cf_embeddings.sum((1, 2)) * (1 + cf_kind_ids[0, 0])
+  prompt += prompts[:, 0] / 10
+  repeats = responses.shape[0] // prompts.shape[0]
+  return table[responses[:, 0]] + jnp.repeat(prompt, repeats)
 
 
 PARAMS = jnp.array([0.0, 0.5, -1.0, 2.0])
 FROZEN = jnp.zeros(4)
-CF = jnp.array([[[1.0]], [[0.0]], [[2.0]]])
+CF = jnp.array([[[0.5]], [[-1.0]], [[0.5]]])
+PROMPTS = jnp.array([[5], [10], [15]])  # Prompts add 1, 0 and 2 in all.
 KINDS = jnp.zeros((3, 1), jnp.int32)
 
 
 def _pointwise(labels, **extra):
   return {
-    'tokens': jnp.array([[1], [2], [3]]),
+    'prompt_tokens': PROMPTS,
+    'response_tokens': jnp.array([[1], [2], [3]]),
     'labels': jnp.array(labels),
     'cf_embeddings': CF,
     'cf_kind_ids': KINDS,
@@ -37,6 +44,7 @@ def _pointwise(labels, **extra):
 
 def _pairwise(**extra):
   return {
+    'prompt_tokens': PROMPTS,
     'chosen_tokens': jnp.array([[1], [2], [3]]),
     'rejected_tokens': jnp.array([[2], [3], [1]]),
     'cf_embeddings': CF,

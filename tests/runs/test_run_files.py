@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from p4lm.data.order import epoch_rows
 from p4lm.errors import UserError
 from p4lm.jobs.evaluate import other_users
@@ -40,7 +41,9 @@ def test_answers_go_on_after_a_cut_line(tmp_path):
   answers = AnswerFile(path, requests)
   assert answers.count == 1
   answers.append([{'custom_id': 'b'}, {'custom_id': 'c'}])
-  ids = [json.loads(line)['custom_id'] for line in path.read_text().splitlines()]
+  ids = [
+    json.loads(line)['custom_id'] for line in path.read_text().splitlines()
+  ]
   assert ids == ['a', 'b', 'c']
   assert AnswerFile(path, requests).count == 3
 

@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+
 from p4lm.errors import UserError
 from p4lm.stages.display import Display
 from p4lm.stages.graph import Stage, check_graph

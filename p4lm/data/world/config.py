@@ -35,6 +35,9 @@ class WorldConfig:
     temperature: of the demonstrator's choice of what to praise; 0 praises the
       best-liked attributes, infinity any.
     hallucination_rate: probability that a claim of the demonstrator is false.
+    misreading_rate: share of false claims, where there is a choice, that the
+      plot itself mentions: the other role's profession, a denied value. They
+      are what words alone cannot tell from true claims.
     hook_rate: probability that an opener, and an ending, has a hook word.
     text_writer_temperature: as `temperature`, of the writer that reads plot
       and bullets only.
@@ -56,9 +59,9 @@ class WorldConfig:
   """
 
   num_users: int = 500
-  num_items: int = 400
-  num_archive_items: int = 1600
-  num_ratings: int = 30_000
+  num_items: int = 1500
+  num_archive_items: int = 0
+  num_ratings: int = 45_000
   seed: int = 0
   num_personas: int = 10
   persona_concentration: float = 0.1
@@ -71,16 +74,17 @@ class WorldConfig:
   taste_selection: float = 0.5
   popularity_exponent: float = 0.6
   distractor_rate: float = 0.85
-  temperature: float = 1.5
+  temperature: float = 0.5
   hallucination_rate: float = 0.2
+  misreading_rate: float = 0.2
   hook_rate: float = 0.5
   text_writer_temperature: float = 1.0
   text_writer_hallucination_rate: float = 0.15
-  num_pitches: int = 6000
+  num_pitches: int = 16_000
   pitch_validation_share: float = 0.05
-  num_pairs: int = 6000
-  num_entailment: int = 10_000
-  num_relevance: int = 6000
+  num_pairs: int = 8000
+  num_entailment: int = 16_000
+  num_relevance: int = 8000
   num_rl_prompts: int = 4000
   split_shares: tuple[float, float, float] = (0.6, 0.3, 0.1)
   personalization_sharpness: float = 4.0
@@ -93,6 +97,7 @@ class WorldConfig:
     for name in (
       'distractor_rate',
       'hallucination_rate',
+      'misreading_rate',
       'text_writer_hallucination_rate',
       'hook_rate',
       'pitch_validation_share',
@@ -100,7 +105,9 @@ class WorldConfig:
     ):
       value = getattr(self, name)
       if not 0 <= value <= 1:
-        raise UserError(f'WorldConfig: {name} is {value}; give a value in [0, 1].')
+        raise UserError(
+          f'WorldConfig: {name} is {value}; give a value in [0, 1].'
+        )
     for name in ('temperature', 'text_writer_temperature'):
       if getattr(self, name) <= 0:
         raise UserError(

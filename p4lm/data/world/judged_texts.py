@@ -114,5 +114,5 @@ def _stuff(values: list[int], rng) -> str:
     lines[i] for i in rng.integers(len(lines), size=rng.integers(3, 6))
   ]
   if rng.random() < 0.5:
-    sentences.insert(1, render_claims(values[: rng.integers(1, 4)], rng))
+    sentences.insert(1, render_claims(values[: rng.integers(1, 4)]))
   return join_sentences(sentences)

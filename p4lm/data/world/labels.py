@@ -119,9 +119,10 @@ def ids_of(indices: np.ndarray) -> list[str]:
 def _choose_hypothesis(world, item, entailed, rng) -> list[int]:
   """Value ids of one to six claims, all true or at least one false."""
   form = rng.random()
+  swapped = 0.5 + 0.4 * world.config.misreading_rate
   if form < 0.5:
     facets = [_choose_facet(world, item, rng)]
-  elif form < 0.6:
+  elif form < swapped:
     facets = [lexicon.HERO, lexicon.RIVAL]
     if rng.random() < 0.5:
       facets.reverse()
@@ -131,7 +132,7 @@ def _choose_hypothesis(world, item, entailed, rng) -> list[int]:
   values = [int(world.attributes[item, facet]) for facet in facets]
   if entailed:
     return values
-  if 0.5 <= form < 0.6:
+  if 0.5 <= form < swapped:
     # Each role with the other's profession.
     return [misreadings(world, item, facet)[0] for facet in facets]
   num_false = min(1 + rng.binomial(2, 0.2), len(facets))
@@ -143,24 +144,21 @@ def _choose_hypothesis(world, item, entailed, rng) -> list[int]:
 def _choose_facet(world, item, rng) -> int:
   """Any facet; roles and the one with the distractor more often."""
   distractor = world.distractors[item]
-  draw = rng.random()
-  if draw < 0.35 and distractor >= 0:
+  draw, rate = rng.random(), world.config.misreading_rate
+  if draw < rate / 2 and distractor >= 0:
     return lexicon.VALUE_FACETS[distractor]
-  if draw < 0.6:
+  if draw < rate:
     return (lexicon.HERO, lexicon.RIVAL)[rng.integers(2)]
   return int(rng.integers(lexicon.NUM_FACETS))
 
 
 def _choose_false(world, item, facet, rng) -> int:
-  """A misreading of the plot if there is one (3 in 5), or a plausible value."""
-  misread = misreadings(world, item, facet)
-  if misread and rng.random() < 0.6:
-    return misread[rng.integers(len(misread))]
+  """A plausible value, or a misreading of the plot."""
   return draw_false_value(world, item, facet, rng)
 
 
 def _write_hypothesis(world, values, entailed, rng) -> str:
-  """Bare clauses, or a whole pitch around them; sometimes an odd one."""
+  """A whole pitch around the claims, or bare clauses; sometimes an odd one."""
   if rng.random() < world.config.degraded_rate:
     oddity = rng.integers(3 if entailed else 4)
     if oddity == 3:
@@ -170,7 +168,7 @@ def _write_hypothesis(world, values, entailed, rng) -> str:
     hooks = rng.random(2) < 0.5
     text = render_pitch(values, hooks[0], hooks[1], rng)
     return cut(text, rng) if oddity == 0 else text
-  if len(values) < NUM_CLAIMS or rng.random() < 0.3:
-    return join_sentences([render_claims(values, rng)])
+  if rng.random() < 0.2:
+    return join_sentences([render_claims(values)])
   hooks = rng.random(2) < world.config.hook_rate
   return render_pitch(values, hooks[0], hooks[1], rng)

@@ -1,16 +1,17 @@
 """The words of the synthetic world: facets, their values, how texts say them.
 
-An item has one value of each of the eight facets. A value is written by one of
-three surface phrases: plots use the first two, pitches the last two, and the
-last shares no word with the others, so half of a pitch's facts are in words
-that the plot does not hold (a lexical gap that overlapping words cannot
-bridge). `hero` and `rival` share one set of professions and differ only by the
-words around the noun: "it follows a thief hunted by a detective" and its
-reverse hold the same bag of words.
+An item has one value of each of the eight facets. Plots write a value by
+either of two phrases, pitches and bullets by a third, which for most values
+shares no word with the two (a lexical gap that overlapping words cannot
+bridge) and for some is one of them. `hero` and `rival` share one set of
+professions and differ only by the words around the noun: "it follows a thief
+hunted by a detective" and its reverse hold the same bag of words.
 
-In pitches the value comes first in its clause ("a burglar as hero"), so that
-choosing what to praise is choosing the next words: a language model adds what
-the item has and what the user likes in one softmax.
+Two choices let a model of a few hundred thousand weights learn to write within
+some hundred steps: a value has one wording in pitches, and outside the roles
+it comes first in its clause ("gloomy in mood"), so that choosing what to
+praise is choosing the next word, where what the item has and what the user
+likes add up in one softmax.
 
 A value is addressed by its *value id*, its position in the concatenation of
 all facets' values (`VALUE_OFFSETS[facet] + index`).
@@ -26,33 +27,33 @@ class Facet:
 
   Attributes:
     name: what the facet is about.
-    values: value name -> its three phrases, articles included.
-    pitch_clauses: clauses of pitches; '{}' takes the phrase.
+    values: value name -> (a phrase of plots, another, the phrase of pitches).
+    pitch_clause: clause of pitches; '{}' takes the phrase.
     denials: clauses of plots that mention a value the item does not have.
     plot_clauses: clauses of plots (hero and rival share whole sentences there,
       see plots.py).
     bullet: how a preference bullet names the value.
-    roles: the words around the phrase that make it a claim, besides the pitch
-      clauses; empty when the phrase is a claim by itself.
+    roles: the words around the phrase that make it a claim; ('{}',) when the
+      phrase is a claim by itself.
   """
 
   name: str
   values: dict[str, tuple[str, str, str]]
-  pitch_clauses: tuple[str, ...]
+  pitch_clause: str
   denials: tuple[str, ...]
-  plot_clauses: tuple[str, ...] = ()
+  plot_clauses: tuple[str, ...]
   bullet: str = '{}'
-  roles: tuple[str, ...] = ()
+  roles: tuple[str, ...] = ('{}',)
 
 
 _PROFESSIONS = {
   'thief': ('a thief', 'a clever thief', 'a burglar'),
   'detective': ('a detective', 'a weary detective', 'a sleuth'),
-  'soldier': ('a soldier', 'a proud soldier', 'a warrior'),
+  'soldier': ('a soldier', 'a proud soldier', 'a soldier'),
   'doctor': ('a doctor', 'a country doctor', 'a surgeon'),
   'sailor': ('a sailor', 'a bearded sailor', 'a captain'),
   'teacher': ('a teacher', 'a strict teacher', 'a professor'),
-  'writer': ('a writer', 'a poor writer', 'a poet'),
+  'writer': ('a writer', 'a poor writer', 'a writer'),
   'priest': ('a priest', 'a humble priest', 'a monk'),
 }
 
@@ -66,27 +67,27 @@ FACETS = (
       'Romance': ('a romance', 'a tender romance', 'a love story'),
       'Sci-Fi': ('science fiction', 'pure science fiction', 'a future tale'),
       'Thriller': ('a thriller', 'a sharp thriller', 'a nail biter'),
-      'Western': ('a western', 'a classic western', 'a cowboy story'),
-      'Musical': ('a musical', 'a stage musical', 'a song revue'),
+      'Western': ('a western', 'a classic western', 'a western'),
+      'Musical': ('a musical', 'a stage musical', 'a musical'),
     },
     plot_clauses=('this is {}', 'it plays as {}'),
-    pitch_clauses=('{} at heart', '{} in style'),
+    pitch_clause='{} at heart',
     denials=('at first it looks like {}', 'it was sold as {}'),
   ),
   Facet(
     'setting',
     {
       'harbour': ('a harbour', 'an old harbour', 'the docks'),
-      'desert': ('the desert', 'a desert camp', 'the dunes'),
+      'desert': ('a desert', 'a vast desert', 'a desert'),
       'city': ('a city', 'a crowded city', 'the metropolis'),
       'forest': ('a forest', 'a deep forest', 'the woods'),
       'mountain': ('the mountains', 'the high mountains', 'the peaks'),
-      'island': ('an island', 'a lonely island', 'the beach'),
+      'island': ('an island', 'a lonely island', 'an island'),
       'space': ('a space station', 'a space base', 'the planets'),
       'farm': ('a farm', 'a quiet farm', 'the fields'),
     },
     plot_clauses=('it is set in {}', 'it unfolds in {}'),
-    pitch_clauses=('{} as backdrop', '{} all around'),
+    pitch_clause='{} as backdrop',
     denials=('someone dreams of {}', 'they never reach {}'),
     bullet='stories set in {}',
   ),
@@ -94,21 +95,22 @@ FACETS = (
     'mood',
     {
       'dark': ('dark', 'very dark', 'gloomy'),
-      'warm': ('warm', 'truly warm', 'gentle'),
+      'warm': ('warm', 'truly warm', 'warm'),
       'tense': ('tense', 'deeply tense', 'nervous'),
       'dreamy': ('dreamy', 'softly dreamy', 'hazy'),
       'ironic': ('ironic', 'drily ironic', 'witty'),
-      'wild': ('wild', 'utterly wild', 'rowdy'),
+      'wild': ('wild', 'utterly wild', 'wild'),
     },
     plot_clauses=('the mood is {}', 'the tone stays {}'),
-    pitch_clauses=('{} in mood', '{} in feeling'),
+    pitch_clause='{} in mood',
     denials=('it never turns {}', 'the tone is far from {}'),
     bullet='moods that are {}',
   ),
   Facet(
     'hero',
     _PROFESSIONS,
-    pitch_clauses=('{} as hero', '{} to cheer for'),
+    plot_clauses=('it follows {}', 'the hero is {}'),
+    pitch_clause='the hero is {}',
     denials=('an old friend is {}', 'one scene shows {}'),
     bullet='heroes like {}',
     roles=('follows {}', 'hero is {}', 'heroes like {}'),
@@ -116,7 +118,8 @@ FACETS = (
   Facet(
     'rival',
     _PROFESSIONS,
-    pitch_clauses=('{} as rival', '{} to beware of'),
+    plot_clauses=('all are hunted by {}', 'the rival is {}'),
+    pitch_clause='the rival is {}',
     denials=('an old friend is {}', 'one scene shows {}'),
     bullet='rivals like {}',
     roles=('hunted by {}', 'rival is {}', 'rivals like {}'),
@@ -125,16 +128,16 @@ FACETS = (
     'theme',
     {
       'revenge': ('revenge', 'cold revenge', 'a grudge'),
-      'friendship': ('friendship', 'loyal friendship', 'a bond'),
+      'friendship': ('friendship', 'loyal friendship', 'friendship'),
       'love': ('first love', 'true love', 'passion'),
       'greed': ('greed', 'blind greed', 'ambition'),
       'freedom': ('freedom', 'sudden freedom', 'an escape'),
-      'family': ('family', 'a divided family', 'blood ties'),
+      'family': ('a family', 'a divided family', 'a family'),
       'memory': ('memory', 'a lost memory', 'the past'),
       'honour': ('honour', 'wounded honour', 'a duty'),
     },
     plot_clauses=('it deals with {}', 'it tells of {}'),
-    pitch_clauses=('{} as theme', '{} on its mind'),
+    pitch_clause='{} as theme',
     denials=('it has no time for {}', 'nobody talks of {}'),
     bullet='films about {}',
   ),
@@ -142,14 +145,14 @@ FACETS = (
     'pace',
     {
       'slow': ('slow', 'rather slow', 'unhurried'),
-      'steady': ('steady', 'fairly steady', 'measured'),
+      'steady': ('steady', 'fairly steady', 'steady'),
       'brisk': ('brisk', 'nicely brisk', 'quick'),
       'frantic': ('frantic', 'almost frantic', 'racing'),
       'pulsing': ('pulsing', 'strongly pulsing', 'swinging'),
       'jumpy': ('jumpy', 'slightly jumpy', 'restless'),
     },
     plot_clauses=('the pace is {}', 'the scenes are {}'),
-    pitch_clauses=('{} in pace', '{} in rhythm'),
+    pitch_clause='{} in pace',
     denials=('it never gets {}', 'the pace is far from {}'),
     bullet='pacing that is {}',
   ),
@@ -160,11 +163,11 @@ FACETS = (
       'tragic': ('tears', 'bitter tears', 'sorrow'),
       'twist': ('a twist', 'a final twist', 'a surprise'),
       'open': ('questions', 'open questions', 'a riddle'),
-      'wedding': ('a wedding', 'a grand wedding', 'a marriage'),
+      'wedding': ('a wedding', 'a grand wedding', 'a wedding'),
       'victory': ('a victory', 'a hard victory', 'a triumph'),
     },
     plot_clauses=('it ends with {}', 'the last act brings {}'),
-    pitch_clauses=('{} at the end', '{} to finish'),
+    pitch_clause='{} at the end',
     denials=('nobody gets {}', 'it refuses {}'),
     bullet='films ending with {}',
   ),
@@ -289,12 +292,14 @@ TITLE_NOUNS = (
   'Orchard Puzzle Pearl Piano Raven Ribbon River Shadow Spark Star Statue '
   'Thunder Tower Umbrella Violin Wheel Window Whisper Balloon Basket Button '
   'Carpet Castle Curtain Diamond Engine Fountain Harvest Kettle Market '
-  'Notebook Palace Pocket Rocket Saddle Scissors Sparrow Telephone Tulip Tunnel '
-  'Turtle Vase Vault Wagon Walnut Willow Zebra Acorn Blanket Cabin '
+  'Notebook Palace Pocket Rocket Saddle Scissors Sparrow Telephone Tulip '
+  'Tunnel Turtle Vase Vault Wagon Walnut Willow Zebra Acorn Blanket Cabin '
   'Calendar Cherry Dragon Elephant Feast Gallery Harp Icicle Jacket Kite '
   'Lemon Medal Nest Ocean Pepper Quilt Robin Sailboat Tiger Uniform Volcano '
   'Wallet Apple Brush Cannon Drum Easel Flute Glove Helmet Ink Jewel Kitchen '
-  'Leaf Marathon Nutmeg Oven Pillow Rope'
+  'Leaf Marathon Nutmeg Oven Pillow Rope Satin Teapot Urn Vinegar Whale '
+  'Xylophone Yarn Zipper Almond Beacon Cello Dagger Emerald Falcon Gondola '
+  'Hazelnut Ivory Jungle Kimono Lagoon Meadow Nightingale Opal Parrot'
 ).split()
 
 _WORD = re.compile(r'[a-z]+')
@@ -319,15 +324,14 @@ def surface_keys() -> dict[str, int]:
   """Every claim's words (articles dropped) -> value id.
 
   Professions are spelled out with the words around them: 'hunted by thief' is
-  a claim about the rival, 'thief as hero' one about the hero, 'thief' none.
+  a claim about the rival, 'follows thief' one about the hero, 'thief' none.
   """
   keys = {}
   for facet, offset in zip(FACETS, VALUE_OFFSETS):
-    forms = facet.roles + facet.pitch_clauses if facet.roles else ('{}',)
     for index, phrases in enumerate(facet.values.values()):
-      for form in forms:
+      for role in facet.roles:
         for phrase in phrases:
-          words = split_words(form.format(phrase))
+          words = split_words(role.format(phrase))
           keys[' '.join(drop_articles(words))] = offset + index
   return keys
 
@@ -337,13 +341,14 @@ def plot_phrases(value: int) -> tuple[str, str]:
   return VALUE_PHRASES[value][:2]
 
 
-def pitch_phrases(value: int) -> tuple[str, str]:
-  """The two phrases by which pitches and bullets name a value."""
-  return VALUE_PHRASES[value][1:]
+def pitch_phrase(value: int) -> str:
+  """The phrase by which pitches and bullets name a value."""
+  return VALUE_PHRASES[value][2]
 
 
 def label_of(value: int) -> str:
-  """A short keyword for a value: 'harbour town', 'thief hero'."""
+  """A short keyword for a value: 'harbour', 'thief hero'."""
   words = ' '.join(drop_articles(split_words(VALUE_PHRASES[value][0])))
   facet = VALUE_FACETS[value]
-  return f'{words} {FACET_NAMES[facet]}' if FACETS[facet].roles else words
+  is_role = facet in (HERO, RIVAL)
+  return f'{words} {FACET_NAMES[facet]}' if is_role else words

@@ -95,10 +95,10 @@ def false_value_probabilities(
 ) -> np.ndarray:
   """Distribution of the false values claimed of an item's facet.
 
-  Half of it lies on what a careless reader of the plot would say, where there
-  is such a thing: the other role's profession, the value that the plot denies.
-  The rest is the distribution of the facet given the genre, the true value
-  left out: plausible, but false.
+  A share `misreading_rate` lies on what a careless reader of the plot would
+  say, where there is such a thing: the other role's profession, the value that
+  the plot denies. The rest is the distribution of the facet given the genre,
+  the true value left out: plausible, but false.
 
   Returns:
     float64 [values of the facet], zero at the true value, sum 1.
@@ -110,9 +110,10 @@ def false_value_probabilities(
   table /= table.sum()
   misread = misreadings(world, item, facet)
   if misread:
-    table *= 0.5
+    rate = world.config.misreading_rate
+    table *= 1 - rate
     for value in misread:
-      table[value - offset] += 0.5 / len(misread)
+      table[value - offset] += rate / len(misread)
   return table
 
 
@@ -136,17 +137,14 @@ def draw_false_value(world: World, item: int, facet: int, rng) -> int:
   return lexicon.VALUE_OFFSETS[facet] + int(rng.choice(len(table), p=table))
 
 
-def render_claims(values: Sequence[int], rng: np.random.Generator) -> str:
-  """The claims as clauses, in the given order: 'it is a love story, and ...'."""
-  clauses = []
-  for value in values:
-    options = lexicon.FACETS[lexicon.VALUE_FACETS[value]].pitch_clauses
-    phrases = lexicon.pitch_phrases(value)
-    clauses.append(
-      options[rng.integers(len(options))].format(
-        phrases[rng.integers(len(phrases))]
-      )
+def render_claims(values: Sequence[int]) -> str:
+  """The claims as clauses, in their order: 'a love story at heart, and ...'."""
+  clauses = [
+    lexicon.FACETS[lexicon.VALUE_FACETS[value]].pitch_clause.format(
+      lexicon.pitch_phrase(value)
     )
+    for value in values
+  ]
   if len(clauses) > 1:
     clauses[-1] = f'and {clauses[-1]}'
   return ', '.join(clauses)
@@ -162,16 +160,12 @@ def render_pitch(
 
   The two lines never share their hook word.
   """
-  openers = (
-    lexicon.HOOKED_OPENERS if hooked_opener else lexicon.PLAIN_OPENERS
-  )
-  endings = (
-    lexicon.HOOKED_ENDINGS if hooked_ending else lexicon.PLAIN_ENDINGS
-  )
+  openers = lexicon.HOOKED_OPENERS if hooked_opener else lexicon.PLAIN_OPENERS
+  endings = lexicon.HOOKED_ENDINGS if hooked_ending else lexicon.PLAIN_ENDINGS
+  claims = render_claims(values)
   while True:
     opener = openers[rng.integers(len(openers))]
     ending = endings[rng.integers(len(endings))]
-    claims = render_claims(values, rng)
     body = f'{opener}: {claims}' if claims else opener
     text = join_sentences([body, ending])
     hooks = [w for w in lexicon.split_words(text) if w in lexicon.HOOK_WORDS]

@@ -93,10 +93,9 @@ def _compose_plot(values, distractor, rng) -> str:
     )
   )
   if distractor >= 0:
-    denial = _pick(lexicon.FACETS[lexicon.VALUE_FACETS[distractor]].denials, rng)
-    sentences.append(
-      denial.format(_pick(lexicon.plot_phrases(distractor), rng))
-    )
+    facet = lexicon.FACETS[lexicon.VALUE_FACETS[distractor]]
+    phrase = _pick(lexicon.plot_phrases(distractor), rng)
+    sentences.append(_pick(facet.denials, rng).format(phrase))
   return join_sentences([sentences[i] for i in rng.permutation(len(sentences))])
 
 
@@ -115,7 +114,7 @@ def render_bullets(likes, dislikes, rng: np.random.Generator) -> list[str]:
   ):
     for value in values:
       facet = lexicon.FACETS[lexicon.VALUE_FACETS[value]]
-      noun = facet.bullet.format(_pick(lexicon.pitch_phrases(value), rng))
+      noun = facet.bullet.format(lexicon.pitch_phrase(value))
       bullets.append(join_sentences([f'{_pick(verbs, rng)} {noun}']))
   return bullets
 
