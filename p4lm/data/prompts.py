@@ -151,21 +151,19 @@ def appeal_prompt() -> Prompt:
 def personalization_prompt(
   item: Mapping[str, object], tokens_per_vector: int = 1
 ) -> Prompt:
-  """How well does the response sell the item to this user?"""
-  title = display_title(str(item['title']))
-  return _soft_prompt(
-    f'title: {title} text:', ('user', 'item'), tokens_per_vector
-  )
+  """How well does the response sell the item to this user?
+
+  The prompt of the pitch itself: a reward model that starts from a writer then
+  reads user and item as it did when it wrote.
+  """
+  return pitch_prompt(item, tokens_per_vector)
 
 
 def relevance_prompt(
   item: Mapping[str, object], tokens_per_vector: int = 1
 ) -> Prompt:
   """How close is the response to what the user likes about such items?"""
-  title = display_title(str(item['title']))
-  return _soft_prompt(
-    f'title: {title} relevant:', ('user', 'item'), tokens_per_vector
-  )
+  return pitch_prompt(item, tokens_per_vector)
 
 
 def _item_text(item: Mapping[str, object]) -> str:

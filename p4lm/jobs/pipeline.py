@@ -68,7 +68,14 @@ def pipeline(
 
 
 def p4lm_stages(
-  root: Path, *, dataset, data_dir, plots_file, vocabulary, model, small_model,
+  root: Path,
+  *,
+  dataset,
+  data_dir,
+  plots_file,
+  vocabulary,
+  model,
+  small_model,
   seed,
 ) -> list[Stage]:
   """The stages of the paper, in running order."""
@@ -125,39 +132,61 @@ def p4lm_stages(
   return [
     Stage('data', 'make_data', 'tables, texts, splits, vocabulary', make_data),
     Stage(
-      'tasks', 'cache_tasks', 'SeqIO tasks, tokenized and cached',
-      {'DATA_DIR': path('data')}, ('data',),
+      'tasks',
+      'cache_tasks',
+      'SeqIO tasks, tokenized and cached',
+      {'DATA_DIR': path('data')},
+      ('data',),
     ),
     Stage('cf', 'fit_cf', 'CF embeddings by weighted ALS', common, ('data',)),
     train_lm(
-      'base', 'a language model of the texts alone, in place of a pretrained one',
-      task='movielens_base', after=(), STAGE='full', MODEL=model,
+      'base',
+      'a language model of the texts alone, in place of a pretrained one',
+      task='movielens_base',
+      after=(),
+      STAGE='full',
+      MODEL=model,
     ),
     train_lm(
-      'adapters', 'warm start: the adapters W_U and W_I alone',
-      task='movielens_warm_start', after=('base',), STAGE='adapters',
+      'adapters',
+      'warm start: the adapters W_U and W_I alone',
+      task='movielens_warm_start',
+      after=('base',),
+      STAGE='adapters',
       CHECKPOINT=path('base'),
     ),
     train_lm(
-      'sft', 'SFT: pitches from plots and soft tokens, everything trained',
-      task='movielens_pitch', after=('adapters',), STAGE='full',
+      'sft',
+      'SFT: pitches from plots and soft tokens, everything trained',
+      task='movielens_pitch',
+      after=('adapters',),
+      STAGE='full',
       CHECKPOINT=path('adapters'),
     ),
     *(reward(kind, 'train') for kind in REWARDS),
     train_lm(
-      'sft_s', 'the smaller SFT model', task='movielens_pitch', after=(),
-      STAGE='full', MODEL=small_model,
+      'sft_s',
+      'the smaller SFT model',
+      task='movielens_pitch',
+      after=(),
+      STAGE='full',
+      MODEL=small_model,
     ),
     train_lm(
-      'sft_text', 'SFT-Text: pitches from plots and bullets, no CF vectors',
-      task='movielens_pitch_text', after=('base',), STAGE='full',
+      'sft_text',
+      'SFT-Text: pitches from plots and bullets, no CF vectors',
+      task='movielens_pitch_text',
+      after=('base',),
+      STAGE='full',
       CHECKPOINT=path('base'),
     ),
     train_rl('p4lm', 'P4LM: REINFORCE on the joint reward', 'sft'),
     train_rl('p4lm_s', 'P4LM-S: the same for the smaller model', 'sft_s'),
     *(reward(kind, 'judge') for kind in REWARDS),
     Stage(
-      'evaluation', 'evaluate', "the paper's Table 1, gold scores, report",
+      'evaluation',
+      'evaluate',
+      "the paper's Table 1, gold scores, report",
       {
         **common,
         'SYSTEMS': systems,
@@ -172,7 +201,13 @@ def p4lm_stages(
         'RUNS': {
           name: path(name)
           for name in (
-            'base', 'adapters', 'sft_text', 'sft', 'sft_s', 'p4lm', 'p4lm_s',
+            'base',
+            'adapters',
+            'sft_text',
+            'sft',
+            'sft_s',
+            'p4lm',
+            'p4lm_s',
           )
         },
       },
@@ -190,9 +225,12 @@ def _with_overrides(stages, overrides):
     )
   return [
     Stage(
-      stage.name, stage.job, stage.about,
+      stage.name,
+      stage.job,
+      stage.about,
       {**stage.bindings, **overrides.get(stage.name, {})},
-      stage.after, stage.gin_files,
+      stage.after,
+      stage.gin_files,
     )
     for stage in stages
   ]

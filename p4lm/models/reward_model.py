@@ -81,7 +81,10 @@ class RewardModel(nnx.Module):
     self.state_hidden = Dense(
       {'embed': width}, {'mlp': width}, rngs=rngs, use_bias=True
     )
-    self.surprise_hidden = Dense({'features': 1}, {'mlp': width}, rngs=rngs)
+    # Log-probabilities reach some -10; the states have entries about 1.
+    self.surprise_hidden = Dense(
+      {'features': 1}, {'mlp': width}, rngs=rngs, stddev=0.2
+    )
     self.head_output = Dense(
       {'mlp': width},
       {'scores': config.num_heads},

@@ -126,17 +126,13 @@ THREE = 'a laugh riot at heart, gloomy in mood, and a surprise at the end'
     (f'Here is one more title: {THREE}, very dark.', 0.5 - 1.5),
     # Four words in a row twice, five claims.
     (
-      'The hero is a burglar, the hero is a poet, the rival is a monk, '
+      'The hero is a burglar, the hero is a captain, the rival is a monk, '
       'gloomy in mood, and a surprise at the end.',
       -0.5 + 0.5 - 1.5,
     ),
-    # More than 40 words.
-    (
-      f'{THREE}. '
-      + ' '.join(['abcdefghijklmnopqrstuvwxyz'[i:] for i in range(26)])
-      + ' one two three four five',
-      0.0,
-    ),
+    # 14 + 26 = 40 words still fit, 41 do not.
+    (f'{THREE}. ' + ' '.join('abcdefghijklmnopqrstuvwxyz'), 0.5),
+    (f'{THREE}. ' + ' '.join('abcdefghijklmnopqrstuvwxyz') + ' aa', 0.0),
   ],
 )
 def test_appeal_formula(text, appeal):
