@@ -54,7 +54,7 @@ def test_a_stage_starts_after_what_it_reads(runner, tmp_path):
   stages = [stage('a', SLEEP=0.3), stage('b'), stage('c', after=['a', 'b'])]
   runner().run(stages)
   times = {n: calls(tmp_path, n)[0]['time'] for n in 'abc'}
-  assert times['b'] < times['a'] < times['c']
+  assert max(times['a'], times['b']) < times['c']
 
 
 @pytest.mark.skipif(
