@@ -251,10 +251,11 @@ def test_pairs_and_labels(cached, vocabulary):
     )
     (example,) = read(cached, 'movielens_personalization', split)
     soft = 'user: <extra_id_0> <extra_id_0> item: <extra_id_0> <extra_id_0>'
+    plot = prompts.clean_text(PLOT)
     check(
       vocabulary,
       example,
-      inputs=f'{soft} title: The Harbour 2 (1994) text:',
+      inputs=f'{soft} title: The Harbour 2 (1994) plot: {plot} pitch:',
       targets_chosen=f'{split} good',
       targets_rejected='bad',
       user_id='u1',
@@ -269,7 +270,7 @@ def test_pairs_and_labels(cached, vocabulary):
   check(
     vocabulary,
     example,
-    inputs=f'{soft} title: The Harbour 2 (1994) relevant:',
+    inputs=f'{soft} title: The Harbour 2 (1994) plot: {plot} pitch:',
     targets='A slow one.',
     label=-0.25,
   )
@@ -459,4 +460,4 @@ def test_a_task_module_that_loads_tensorflow_is_refused(tmp_path, monkeypatch):
   monkeypatch.delitem(sys.modules, 'tensorflow', raising=False)
   with pytest.raises(UserError, match='import seqio inside its register'):
     cache.cache_tasks('eager_tasks', ['x'], tmp_path, tmp_path / 'tasks')
-  monkeypatch.delitem(sys.modules, 'tensorflow', raising=False)
+  sys.modules.pop('tensorflow')  # The stand-in, which others must not see.

@@ -36,14 +36,10 @@ def test_every_prompt_is_worded_so():
     'premise: A plot. hypothesis:'
   )
   assert prompts.appeal_prompt() == prompts.Prompt('appeal:')
-  assert prompts.personalization_prompt(ITEM) == prompts.Prompt(
-    'user: <extra_id_0> item: <extra_id_0> title: The Matrix (1999) text:',
-    ('user', 'item'),
-  )
-  assert prompts.relevance_prompt(ITEM) == prompts.Prompt(
-    'user: <extra_id_0> item: <extra_id_0> title: The Matrix (1999) relevant:',
-    ('user', 'item'),
-  )
+  # What a reward model reads is what the pitch was written from.
+  pitch = prompts.pitch_prompt(ITEM)
+  assert prompts.personalization_prompt(ITEM) == pitch
+  assert prompts.relevance_prompt(ITEM) == pitch
 
 
 def test_prompts_of_the_base_have_words_where_vectors_will_be():

@@ -268,7 +268,7 @@ def test_a_reward_model_scores_as_when_called_alone(vocabulary, reward_model):
   term = LearnedTerm.from_model(
     'personalization',
     reward_model,
-    LearnedTermConfig(**LENGTHS, batch_size=4),
+    LearnedTermConfig(**LENGTHS | {'prompt_length': 96}, batch_size=4),
     vocabulary=vocabulary,
     build_prompt=build,
     cf_lookup=_lookup,
