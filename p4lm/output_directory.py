@@ -33,7 +33,7 @@ def check(output_dir: str | os.PathLike, job: str, text: str) -> None:
   path = Path(output_dir) / 'config.gin'
   if Path(output_dir).exists() and not Path(output_dir).is_dir():
     raise UserError(f'OUTPUT_DIR {output_dir} is a file, not a directory')
-  if not path.exists():
+  if not path.exists() or not _holds_results(Path(output_dir)):
     return
   old, new = _bindings(path.read_text()), _bindings(_with_job(job, text))
   changed = [
@@ -48,6 +48,14 @@ def check(output_dir: str | os.PathLike, job: str, text: str) -> None:
       f'({"; ".join(changed[:4])}). Choose another --gin.OUTPUT_DIR, or '
       'start with the configuration in its config.gin'
     )
+
+
+def _holds_results(directory: Path) -> bool:
+  """False after a start that failed before it made anything.
+
+  A corrected command may then use the same directory.
+  """
+  return any(entry.name != 'config.gin' for entry in directory.iterdir())
 
 
 @contextlib.contextmanager

@@ -91,6 +91,9 @@ def test_a_directory_belongs_to_one_configuration(tmp_path):
   output_directory.claim(tmp_path)
   output_directory.record(tmp_path, 'make_data', first)
   output_directory.check(tmp_path, 'make_data', first)
+  # Nothing was made yet: a corrected command may have the directory.
+  output_directory.check(tmp_path, 'fit_cf', first)
+  (tmp_path / 'metrics.jsonl').write_text('')
   longer = first.replace('10', '20')
   output_directory.check(tmp_path, 'make_data', longer)
   other = first.replace('world', 'movielens')
