@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from p4lm import child_process
 from p4lm.errors import UserError
 
 JOBS = {
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       print(configuration.describe(job, files, paths))
       return 0
     _log_to_stderr()
+    child_process.end_with_parent()
     configuration.run(job, files, bindings, paths)
     return 0
   except UsageError as error:

@@ -1,17 +1,21 @@
-"""A job's OUTPUT_DIR belongs to one configuration.
+"""A job's OUTPUT_DIR belongs to one configuration and one process at a time.
 
 `config.gin` in the directory is the resolved configuration. A second start
 with the same configuration goes on; one with another is refused before it can
 touch anything. Parameters that only say how far to go or how to report may
-change between starts.
+change between starts. A running job holds a lock on `.lock`, which the system
+takes away when the process ends, however it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import socket
 from pathlib import Path
+from typing import IO
 
 from p4lm.errors import UserError
 
@@ -20,6 +24,9 @@ _MAY_CHANGE = re.compile(
   r'^(STEPS|OUTPUT_DIR|\S*\.?(log_every|checkpoint_every|parallel))$'
 )
 _active: list[tuple[str, str]] = []
+_LOCK = '.lock'
+# Held until the process ends; a lock goes when its file is closed.
+_held: dict[Path, IO[str]] = {}
 
 
 def check(output_dir: str | os.PathLike, job: str, text: str) -> None:
@@ -55,7 +62,9 @@ def _holds_results(directory: Path) -> bool:
 
   A corrected command may then use the same directory.
   """
-  return any(entry.name != 'config.gin' for entry in directory.iterdir())
+  return any(
+    entry.name not in ('config.gin', _LOCK) for entry in directory.iterdir()
+  )
 
 
 @contextlib.contextmanager
@@ -69,10 +78,11 @@ def configured(job: str, text: str):
 
 
 def claim(output_dir: str | os.PathLike) -> Path:
-  """Makes the directory, records the configuration, returns its path.
+  """Makes and locks the directory, records the configuration, returns its path.
 
   Raises:
-    UserError: the directory cannot be made or written.
+    UserError: the directory cannot be made or written, or another process is
+      writing it.
   """
   path = Path(output_dir)
   try:
@@ -85,9 +95,41 @@ def claim(output_dir: str | os.PathLike) -> Path:
       f'OUTPUT_DIR {output_dir} cannot be written: {error.strerror}; '
       'choose another with --gin.OUTPUT_DIR'
     ) from error
+  _lock(path)
   if _active:
     record(path, *_active[-1])
   return path
+
+
+def _lock(directory: Path) -> None:
+  """Takes the directory for this process until it ends."""
+  directory = directory.resolve()
+  if directory in _held or not _is_first_host():
+    return
+  file = (directory / _LOCK).open('a+')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    file.seek(0)
+    owner = file.read().strip() or 'unknown'
+    file.close()
+    raise UserError(
+      f'OUTPUT_DIR {directory} is being written by another process ({owner}); '
+      'wait for it, stop it, or choose another --gin.OUTPUT_DIR'
+    ) from error
+  except OSError:
+    pass  # A file system without locks.
+  file.truncate(0)
+  file.write(f'process {os.getpid()} on {socket.gethostname()}')
+  file.flush()
+  _held[directory] = file
+
+
+def _is_first_host() -> bool:
+  """The hosts of one job write one directory: the first holds the lock."""
+  import jax
+
+  return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def record(output_dir: str | os.PathLike, job: str, text: str) -> None:

@@ -1,5 +1,10 @@
 """Names are checked before work starts; values need no inner quotes."""
 
+import pathlib
+import subprocess
+import sys
+import time
+
 import pytest
 
 from p4lm import configuration, main, output_directory
@@ -107,3 +112,72 @@ def test_an_unwritable_directory_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot be written'):
     output_directory.claim(tmp_path / 'file' / 'below')
+
+
+HOLDER = """
+import sys, time
+from p4lm import output_directory
+output_directory.claim(sys.argv[1])
+output_directory.claim(sys.argv[1])
+print('claimed', flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_directory_has_one_writer_at_a_time(tmp_path):
+  holder = subprocess.Popen(
+    [sys.executable, '-c', HOLDER, str(tmp_path)], stdout=subprocess.PIPE
+  )
+  try:
+    assert holder.stdout.readline() == b'claimed\n'
+    with pytest.raises(
+      UserError, match=f'another process .process {holder.pid}'
+    ):
+      output_directory.claim(tmp_path)
+  finally:
+    holder.kill()
+    holder.communicate()
+  # Its lock went with it, without a file to remove.
+  assert output_directory.claim(tmp_path) == tmp_path
+
+
+CHILD = """
+import time
+from p4lm import child_process
+child_process.end_with_parent()
+print('up', flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import os, subprocess, sys, time
+from p4lm import child_process
+child = subprocess.Popen(
+  [sys.executable, '-c', sys.argv[1]],
+  env=os.environ | child_process.environment(),
+  stdout=subprocess.PIPE,
+)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_ends_with_its_parent():
+  parent = subprocess.Popen(
+    [sys.executable, '-c', PARENT, CHILD], stdout=subprocess.PIPE
+  )
+  child = int(parent.stdout.readline())
+  parent.kill()
+  parent.communicate()
+  end = time.monotonic() + 10
+  while _is_running(child):
+    assert time.monotonic() < end, 'the child outlived its parent'
+    time.sleep(0.01)
+
+
+def _is_running(pid):
+  try:
+    state = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2]
+  except OSError:
+    return False
+  return state.split()[0] != 'Z'

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
+from p4lm import child_process
 from p4lm.data import prompts, tables
 from p4lm.data.records import encode_record
 from p4lm.errors import UserError
@@ -245,6 +246,7 @@ def _locked(cache_dir: Path) -> Iterator[None]:
 def _run_process(request: dict) -> None:
   environment = {
     **os.environ,
+    **child_process.environment(),
     'PYTHONPATH': os.pathsep.join(path for path in sys.path if path),
     # Tokenizing needs no accelerator, and TensorFlow would take its memory.
     'CUDA_VISIBLE_DEVICES': '',
@@ -369,6 +371,7 @@ def _length_summary(lengths: Sequence[int]) -> dict[str, float]:
 
 
 if __name__ == '__main__':
+  child_process.end_with_parent()
   try:
     _cache_main(json.loads(sys.argv[1]))
   except UserError as error:

@@ -8,6 +8,7 @@ another one.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from p4lm.errors import UserError
 from p4lm.evaluation import table_one
 from p4lm.evaluation.report import Report, Sample, SampleText, write_report
 from p4lm.evaluation.text import text_statistics
-from p4lm.evaluation.user_match import HeldOutJudge, user_match
+from p4lm.evaluation.user_match import HeldOutJudge, UserMatch, user_match
 from p4lm.rewards.terms import RewardRequest, evaluate_term
 from p4lm.runs.generations import Generations
 from p4lm.runs.model_directory import load_model
@@ -42,6 +43,25 @@ SHUFFLED = ' (shuffled users)'
 _SHOWN_SAMPLES = 12
 
 Texts = Mapping[str, Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+  """What a report is about.
+
+  Attributes:
+    pairs: rows of `evaluation_pairs` in the table.
+    subjects: item, user and preferences of each pair.
+    texts: of every system, shuffled users included, one a pair.
+    scores: {judge: {system: {criterion: float [M]}}}.
+    matches: the matched-versus-shuffled-user test of every shown system.
+  """
+
+  pairs: Sequence[dict]
+  subjects: Sequence[RewardRequest]
+  texts: Texts
+  scores: Mapping[str, table_one.Scores]
+  matches: Mapping[str, UserMatch]
 
 
 def evaluate(
@@ -68,7 +88,9 @@ def evaluate(
     runs: {name: training directory} whose curves the report shows.
     contrasts: (first, second) systems to compare in pairs; a name with
       ' (shuffled users)' is that system reading another user's vector.
-    num_pairs: the first so many evaluation pairs; all by default.
+    num_pairs: pairs of the table, the first so many evaluation pairs; all by
+      default. The matched-versus-shuffled-user test, which needs no reward
+      model, is over all of them in any case.
     temperature, greedy: how systems write.
     batch_size: texts at a time.
     seed: of sampling, of the permutation of users and of the bootstrap.
@@ -78,32 +100,41 @@ def evaluate(
   """
   directory = output_directory.claim(output_dir)
   catalogue = Catalogue.load(data_dir)
-  pairs = _pairs(data_dir, num_pairs)
-  subjects = [_subject(pair, catalogue) for pair in pairs]
-
-  texts = {BASELINE: [pair['writer_text'] for pair in pairs]}
-  texts |= _generate(
-    systems, pairs, catalogue, directory, temperature, greedy, batch_size, seed
+  every_pair = _pairs(data_dir)
+  every_text = {BASELINE: [pair['writer_text'] for pair in every_pair]}
+  every_text |= _generate(
+    systems,
+    every_pair,
+    catalogue,
+    directory,
+    temperature,
+    greedy,
+    batch_size,
+    seed,
   )
+  shown = [BASELINE, *systems]
+  matches = _user_matches(data_dir, every_pair, every_text, shown, seed)
+
+  pairs = every_pair[:num_pairs]
+  texts = {name: written[:num_pairs] for name, written in every_text.items()}
+  subjects = [_subject(pair, catalogue) for pair in pairs]
   scores = {'learned': _learned_scores(judges, subjects, texts, batch_size)}
   if (Path(data_dir) / 'truth.npz').exists():
     scores['gold'] = _gold_scores(data_dir, subjects, texts)
 
-  shown = [BASELINE, *systems]
-  report = _report(
-    scores, texts, pairs, subjects, shown, contrasts, data_dir, seed, runs
-  )
+  judged = _Judged(pairs, subjects, texts, scores, matches)
+  report = _report(judged, shown, contrasts, data_dir, seed, runs)
   index = write_report(report, directory)
   _write_text(directory / 'results.txt', report.to_text() + '\n')
   print(report.to_text())
   print(f'\nReport: {index}')
 
 
-def _pairs(data_dir: str, num_pairs: int | None) -> list[dict]:
+def _pairs(data_dir: str) -> list[dict]:
   pairs = tables.read_table(data_dir, 'evaluation_pairs').to_pylist()
   if not pairs:
     raise UserError(f'{data_dir}: evaluation_pairs.parquet has no rows')
-  return pairs[:num_pairs]
+  return pairs
 
 
 def _subject(pair: dict, catalogue: Catalogue) -> RewardRequest:
@@ -188,10 +219,8 @@ def _gold_scores(data_dir, subjects, texts: Texts):
   }
 
 
-def _report(
-  scores, texts, pairs, subjects, shown, contrasts, data_dir, seed, runs
-) -> Report:
-  users = np.array([pair['user_id'] for pair in pairs])
+def _report(judged: _Judged, shown, contrasts, data_dir, seed, runs) -> Report:
+  users = np.array([pair['user_id'] for pair in judged.pairs])
   options = {'clusters': users, 'seed': seed}
   tables_by_judge = {
     judge: table_one.table_one(
@@ -200,33 +229,33 @@ def _report(
       judge=judge,
       **options,
     )
-    for judge, by_system in scores.items()
+    for judge, by_system in judged.scores.items()
   }
   compared = []
-  for judge, by_system in reversed(scores.items()):
+  for judge, by_system in reversed(judged.scores.items()):
     compared += table_one.contrasts(
       by_system, contrasts, judge=judge, **options
     )
   manifest = tables.read_manifest(data_dir)
   return Report(
     title='P4LM',
-    lead=f'{len(shown)} systems on {len(pairs)} held-out user-item pairs.',
+    lead=f'{len(shown)} systems on {len(users)} held-out user-item pairs.',
     facts={
       'data': manifest.get('dataset', data_dir),
-      'pairs': len(pairs),
+      'pairs': len(users),
       'users': len(set(users.tolist())),
       'seed': seed,
     },
     table=tables_by_judge['learned'],
     gold=tables_by_judge.get('gold'),
     contrasts=compared,
-    user_matches=_user_matches(data_dir, pairs, texts, shown, seed),
-    texts={name: text_statistics(texts[name]) for name in shown},
+    user_matches=judged.matches,
+    texts={name: text_statistics(judged.texts[name]) for name in shown},
     runs={
       name: Path(source) / 'metrics.jsonl'
       for name, source in (runs or {}).items()
     },
-    samples=_samples(scores, texts, pairs, subjects, shown),
+    samples=_samples(judged, shown),
   )
 
 
@@ -250,7 +279,7 @@ def _user_matches(data_dir, pairs, texts: Texts, shown, seed):
   }
 
 
-def _samples(scores, texts: Texts, pairs, subjects, shown) -> list[Sample]:
+def _samples(judged: _Judged, shown) -> list[Sample]:
   return [
     Sample(
       user_id=pair['user_id'],
@@ -260,10 +289,10 @@ def _samples(scores, texts: Texts, pairs, subjects, shown) -> list[Sample]:
       plot=subject.item['plot'],
       texts={
         name: SampleText(
-          texts[name][row],
+          judged.texts[name][row],
           {
             f'{judge} {criterion}': float(values[row])
-            for judge, by_system in scores.items()
+            for judge, by_system in judged.scores.items()
             for criterion, values in by_system[name].items()
           },
         )
@@ -271,7 +300,7 @@ def _samples(scores, texts: Texts, pairs, subjects, shown) -> list[Sample]:
       },
     )
     for row, (pair, subject) in enumerate(
-      zip(pairs[:_SHOWN_SAMPLES], subjects[:_SHOWN_SAMPLES])
+      zip(judged.pairs[:_SHOWN_SAMPLES], judged.subjects)
     )
   ]
 

@@ -8,9 +8,6 @@ relevance        closeness to the user's relevant preferences, regression
 
 from __future__ import annotations
 
-import json
-import os
-
 import jax
 import numpy as np
 from flax import nnx
@@ -35,6 +32,7 @@ from p4lm.rewards.report import (
   regression_report,
 )
 from p4lm.runs import fitting, model_directory
+from p4lm.runs.reward_report import write_reward_report
 from p4lm.training.optimizers import OptimizerConfig
 
 
@@ -143,7 +141,7 @@ def train_reward(
     cached.directory, cached.tasks, 'validation', converter, batch_size
   )
   report = _report(kind, fit.graphdef, state, validation)
-  _write_report(directory, kind, split, report)
+  write_reward_report(directory, kind, split, report)
 
 
 def _reward_model(
@@ -200,12 +198,3 @@ def _report(kind, graphdef, state, batches) -> dict[str, float]:
     return pairwise_report(*scores, *lengths)
   report = classification_report if kind in CLASSIFIED else regression_report
   return report(scores[0], np.concatenate(labels), lengths[0])
-
-
-def _write_report(directory, kind, split, report) -> None:
-  content = {'kind': kind, 'split': split, 'validation': report}
-  partial = directory / '.report.json.partial'
-  partial.write_text(json.dumps(content, indent=2))
-  os.replace(partial, directory / 'report.json')
-  shown = ', '.join(f'{name} {value:.3f}' for name, value in report.items())
-  print(f'{kind} reward on held-out texts: {shown}')

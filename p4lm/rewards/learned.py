@@ -44,6 +44,9 @@ class LearnedTermConfig:
     output: 'score' is the model's number as it is; 'logit', 'probability' and
       'log_probability' read it as log-odds, divided by `temperature`.
     temperature: of a calibration, 1 for none.
+    population_mean: subtracted from the model's number. Preferences fix a
+      score up to a constant; less its mean over a population of texts, 0 is
+      an ordinary text (P4LM, Section 4).
     tokens_per_vector: soft tokens of each CF vector.
     overlong: a response longer than L is cut at its end and counted
       ('cut_end'), or masked and counted ('invalid'). Prompts longer than P are
@@ -56,6 +59,7 @@ class LearnedTermConfig:
   length_buckets: tuple[int, ...] = ()
   output: str = 'score'
   temperature: float = 1.0
+  population_mean: float = 0.0
   tokens_per_vector: int = 1
   overlong: str = 'cut_end'
 
@@ -77,6 +81,11 @@ class LearnedTermConfig:
           f'LearnedTermConfig.{name} must be 1 or more, got '
           f'{getattr(self, name)}'
         )
+    if not np.isfinite(self.population_mean):
+      raise UserError(
+        'LearnedTermConfig.population_mean must be finite: '
+        f'{self.population_mean}'
+      )
     if not self.temperature > 0:
       raise UserError(
         f'LearnedTermConfig.temperature must be above 0: {self.temperature}'
@@ -302,6 +311,7 @@ class LearnedTerm:
     return scores[: len(responses)]
 
   def _read(self, scores):
+    scores = scores - np.float32(self.config.population_mean)
     if self.config.output == 'score':
       return scores
     logits = scores / np.float32(self.config.temperature)

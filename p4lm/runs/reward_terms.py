@@ -10,6 +10,7 @@ from p4lm.rewards.kinds import prompt_builder
 from p4lm.rewards.learned import LearnedTerm, LearnedTermConfig
 from p4lm.rewards.text_encoding import CachingEncoder
 from p4lm.runs.model_directory import LoadedModel, load_model
+from p4lm.runs.reward_report import population_mean
 
 # Entailment is read as a probability (P4LM's precision lies in [0, 1]).
 _OUTPUTS = {'nli': 'probability'}
@@ -31,8 +32,8 @@ def load_reward_terms(
     batch_size: texts a forward pass.
     outputs: {kind: output}, how a score is read, see `LearnedTermConfig`.
   Raises:
-    UserError: a directory holds no reward model, or one of another kind, or
-      of another vocabulary.
+    UserError: a directory holds no reward model, one whose training has not
+      ended, or one of another kind or vocabulary.
   """
   outputs = {**_OUTPUTS, **(outputs or {})}
   encoders: dict[str, CachingEncoder] = {}
@@ -47,6 +48,7 @@ def load_reward_terms(
       batch_size=batch_size,
       length_buckets=tuple(b for b in _BUCKETS if b < length),
       output=outputs.get(kind, 'score'),
+      population_mean=population_mean(directory),
       tokens_per_vector=model.tokens_per_vector,
     )
     hash_ = model.vocabulary.sha256

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from p4lm import child_process
 from p4lm.errors import UserError
 from p4lm.stages.display import Display
 from p4lm.stages.graph import Stage, check_graph, fingerprint
@@ -115,6 +116,7 @@ class Runner:
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
       'PYTHONUNBUFFERED': '1',
       **os.environ,
+      **child_process.environment(),
     }
     with log.open('ab') as stream:
       process = subprocess.Popen(

@@ -13,6 +13,7 @@ import pytest
 
 OVERRIDES = {
   'data': {
+    'NUM_EVALUATION_PAIRS': 12,
     'WorldConfig.num_users': 40,
     'WorldConfig.num_items': 40,
     'WorldConfig.num_archive_items': 20,

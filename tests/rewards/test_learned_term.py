@@ -377,6 +377,20 @@ def test_texts_are_tokenized_once(vocabulary):
   assert len(texts) == 50
 
 
+def test_the_mean_of_a_population_is_taken_off_before_a_score_is_read(
+  vocabulary,
+):
+  requests = [_request('slow films'), _request('a warm comedy')]
+  scores = _term(vocabulary)(requests).values.astype(np.float64)
+  centred = _term(vocabulary, population_mean=0.75)(requests).values
+  np.testing.assert_allclose(centred, scores - 0.75, rtol=1e-6)
+  read = _term(
+    vocabulary, population_mean=0.75, output='probability', temperature=2.0
+  )
+  expected = special.expit((scores - 0.75) / 2.0)
+  np.testing.assert_allclose(read(requests).values, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
   'options,named',
   [
@@ -385,6 +399,7 @@ def test_texts_are_tokenized_once(vocabulary):
     ({'prompt_length': 0}, 'prompt_length'),
     ({'response_length': 0}, 'response_length'),
     ({'temperature': 0.0}, 'temperature'),
+    ({'population_mean': float('nan')}, 'population_mean'),
     ({'length_buckets': (64,)}, 'length_buckets'),
   ],
 )

@@ -1,0 +1,34 @@
+"""Processes that p4lm starts end with the one that started them.
+
+A killed pipeline must not leave a stage behind that goes on writing where the
+next start writes too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_PARENT = 'P4LM_PARENT'
+_PR_SET_PDEATHSIG = 1
+
+
+def environment() -> dict[str, str]:
+  """What to add to a child's environment for `end_with_parent`."""
+  return {_PARENT: str(os.getpid())}
+
+
+def end_with_parent() -> None:
+  """Asks Linux to kill this process when its parent dies, however it dies.
+
+  Does nothing in a process that no `environment` was made for. Jobs resume
+  exactly, so a kill at any moment loses time alone.
+  """
+  parent = os.environ.pop(_PARENT, None)
+  if parent is None or not sys.platform.startswith('linux'):
+    return
+  ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  if os.getppid() != int(parent):  # It died before the request.
+    os.kill(os.getpid(), signal.SIGKILL)
