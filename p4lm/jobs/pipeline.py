@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from p4lm import output_directory
@@ -12,6 +13,22 @@ from p4lm.stages.graph import Stage
 from p4lm.stages.runner import Runner
 
 REWARDS = ('nli', 'appeal', 'personalization', 'relevance')
+SYSTEMS = {
+  'SFT-Text': 'sft_text',
+  'SFT': 'sft',
+  'P4LM': 'p4lm',
+  'P4LM-S': 'p4lm_s',
+}
+CONTRASTS = (
+  ('P4LM', 'SFT'),
+  ('P4LM-S', 'SFT'),
+  ('SFT', 'SFT-Text'),
+  ('SFT', 'SFT (shuffled users)'),
+  ('P4LM', 'P4LM (shuffled users)'),
+)
+CURVES = ('base', 'adapters', 'sft_text', 'sft', 'sft_s', 'p4lm', 'p4lm_s')
+# A judge shares neither the split nor the seed of the reward it stands beside.
+_JUDGE_SEED = 1000
 
 
 def pipeline(
@@ -44,19 +61,14 @@ def pipeline(
     UserError: an override names no stage, or a stage failed.
   """
   root = output_directory.claim(output_dir)
-  stages = _with_overrides(
-    p4lm_stages(
-      root,
-      dataset=dataset,
-      data_dir=data_dir,
-      plots_file=plots_file,
-      vocabulary=vocabulary,
-      model=model,
-      small_model=small_model,
-      seed=seed,
-    ),
-    overrides or {},
-  )
+  make_data = {
+    'DATASET': dataset,
+    'DATA_DIR': data_dir,
+    'PLOTS_FILE': plots_file,
+    'VOCABULARY': vocabulary,
+  }
+  stages = p4lm_stages(root, make_data, model, small_model, seed)
+  stages = with_overrides(stages, overrides or {})
   display = Display(len(stages))
   try:
     Runner(root, parallel, display).run(stages)
@@ -69,154 +81,186 @@ def pipeline(
 
 def p4lm_stages(
   root: Path,
-  *,
-  dataset,
-  data_dir,
-  plots_file,
-  vocabulary,
-  model,
-  small_model,
-  seed,
+  make_data: Mapping[str, object],
+  model: str,
+  small_model: str,
+  seed: int,
 ) -> list[Stage]:
-  """The stages of the paper, in running order."""
-  path = lambda name: str(root / name)
-  common = {'DATA_DIR': path('data'), 'SEED': seed}
-  lm = {**common, 'CF_DIR': path('cf'), 'TASKS_DIR': path('tasks')}
+  """The stages of the paper, in running order.
 
-  def train_lm(name, about, *, task, after, **bindings):
-    bindings = {**lm, 'TASK': task, **bindings}
-    return Stage(name, 'train_lm', about, bindings, ('tasks', 'cf', *after))
+  Args:
+    root: OUTPUT_DIR of the run.
+    make_data: bindings of the first stage: which data.
+    model, small_model: sizes of P4LM and of P4LM-S.
+    seed: of the experiment.
+  """
+  paper = _Paper(root, seed)
+  return [
+    *paper.data(make_data),
+    *paper.language_models(model, small_model),
+    *(paper.reward(kind) for kind in REWARDS),
+    paper.reinforced('p4lm', 'P4LM: REINFORCE on the joint reward', 'sft'),
+    paper.reinforced(
+      'p4lm_s', 'P4LM-S: the same for the smaller model', 'sft_s'
+    ),
+    *(paper.judge(kind) for kind in REWARDS),
+    paper.evaluation(),
+  ]
 
-  def reward(kind, split):
-    judge = split == 'judge'
+
+class _Paper:
+  """Makes the stages; knows where each of them writes and what it reads."""
+
+  def __init__(self, root: Path, seed: int):
+    self._root, self._seed = root, seed
+    self._common = {'DATA_DIR': self._path('data'), 'SEED': seed}
+    self._training = {
+      **self._common,
+      'CF_DIR': self._path('cf'),
+      'TASKS_DIR': self._path('tasks'),
+    }
+
+  def _path(self, stage: str) -> str:
+    return str(self._root / stage)
+
+  def data(self, make_data: Mapping[str, object]) -> list[Stage]:
+    """Tables, tasks and CF embeddings."""
+    return [
+      Stage(
+        'data',
+        'make_data',
+        'tables, texts, splits, vocabulary',
+        {**make_data, 'SEED': self._seed},
+      ),
+      Stage(
+        'tasks',
+        'cache_tasks',
+        'SeqIO tasks, tokenized and cached',
+        {'DATA_DIR': self._path('data')},
+        ('data',),
+      ),
+      Stage(
+        'cf',
+        'fit_cf',
+        'CF embeddings by weighted ALS',
+        self._common,
+        ('data',),
+      ),
+    ]
+
+  def language_models(self, model: str, small_model: str) -> list[Stage]:
+    """The two-stage warm start, the smaller model and the text-only one."""
+    return [
+      self._language_model(
+        'base',
+        'a language model of the texts alone, in place of a pretrained one',
+        'movielens_base',
+        MODEL=model,
+      ),
+      self._language_model(
+        'adapters',
+        'warm start: the adapters W_U and W_I alone',
+        'movielens_warm_start',
+        start='base',
+        STAGE='adapters',
+      ),
+      self._language_model(
+        'sft',
+        'SFT: pitches from plots and soft tokens, everything trained',
+        'movielens_pitch',
+        start='adapters',
+      ),
+      self._language_model(
+        'sft_s',
+        'the smaller SFT model',
+        'movielens_pitch',
+        MODEL=small_model,
+      ),
+      self._language_model(
+        'sft_text',
+        'SFT-Text: pitches from plots and bullets, no CF vectors',
+        'movielens_pitch_text',
+        start='base',
+      ),
+    ]
+
+  def _language_model(
+    self, name: str, about: str, task: str, start: str | None = None, **bindings
+  ) -> Stage:
+    bindings = {'TASK': task, 'STAGE': 'full', **bindings}
+    if start is not None:
+      bindings['CHECKPOINT'] = self._path(start)
+    after = ('tasks', 'cf', *([start] if start else []))
+    return Stage(name, 'train_lm', about, {**self._training, **bindings}, after)
+
+  def reward(self, kind: str) -> Stage:
+    """A reward model for RL to follow."""
+    return self._reward(f'reward_{kind}', f'{kind} reward model', kind, 'train')
+
+  def judge(self, kind: str) -> Stage:
+    """A reward model that RL never sees."""
+    return self._reward(
+      f'judge_{kind}',
+      f'{kind} reward model, apart, to judge with',
+      kind,
+      'judge',
+      SEED=self._seed + _JUDGE_SEED,
+    )
+
+  def _reward(self, name, about, kind, split, **bindings) -> Stage:
     return Stage(
-      f'{"judge" if judge else "reward"}_{kind}',
+      name,
       'train_reward',
-      f'{kind} reward model' + (', apart, to judge with' if judge else ''),
+      about,
       {
-        **lm,
+        **self._training,
         'KIND': kind,
         'SPLIT': split,
-        'SEED': seed + 1000 * judge,
-        'CHECKPOINT': path('sft'),
+        'CHECKPOINT': self._path('sft'),
+        **bindings,
       },
       ('sft',),
     )
 
-  def train_rl(name, about, checkpoint):
+  def reinforced(self, name: str, about: str, start: str) -> Stage:
+    """A policy fine-tuned against the four rewards."""
     return Stage(
       name,
       'train_rl',
       about,
       {
-        **common,
-        'CHECKPOINT': path(checkpoint),
-        'REWARDS': {kind: path(f'reward_{kind}') for kind in REWARDS},
+        **self._common,
+        'CHECKPOINT': self._path(start),
+        'REWARDS': {kind: self._path(f'reward_{kind}') for kind in REWARDS},
       },
-      (checkpoint, *(f'reward_{kind}' for kind in REWARDS)),
+      (start, *(f'reward_{kind}' for kind in REWARDS)),
     )
 
-  make_data = {
-    'DATASET': dataset,
-    'DATA_DIR': data_dir,
-    'PLOTS_FILE': plots_file,
-    'VOCABULARY': vocabulary,
-    'SEED': seed,
-  }
-  systems = {
-    'SFT-Text': path('sft_text'),
-    'SFT': path('sft'),
-    'P4LM': path('p4lm'),
-    'P4LM-S': path('p4lm_s'),
-  }
-  return [
-    Stage('data', 'make_data', 'tables, texts, splits, vocabulary', make_data),
-    Stage(
-      'tasks',
-      'cache_tasks',
-      'SeqIO tasks, tokenized and cached',
-      {'DATA_DIR': path('data')},
-      ('data',),
-    ),
-    Stage('cf', 'fit_cf', 'CF embeddings by weighted ALS', common, ('data',)),
-    train_lm(
-      'base',
-      'a language model of the texts alone, in place of a pretrained one',
-      task='movielens_base',
-      after=(),
-      STAGE='full',
-      MODEL=model,
-    ),
-    train_lm(
-      'adapters',
-      'warm start: the adapters W_U and W_I alone',
-      task='movielens_warm_start',
-      after=('base',),
-      STAGE='adapters',
-      CHECKPOINT=path('base'),
-    ),
-    train_lm(
-      'sft',
-      'SFT: pitches from plots and soft tokens, everything trained',
-      task='movielens_pitch',
-      after=('adapters',),
-      STAGE='full',
-      CHECKPOINT=path('adapters'),
-    ),
-    *(reward(kind, 'train') for kind in REWARDS),
-    train_lm(
-      'sft_s',
-      'the smaller SFT model',
-      task='movielens_pitch',
-      after=(),
-      STAGE='full',
-      MODEL=small_model,
-    ),
-    train_lm(
-      'sft_text',
-      'SFT-Text: pitches from plots and bullets, no CF vectors',
-      task='movielens_pitch_text',
-      after=('base',),
-      STAGE='full',
-      CHECKPOINT=path('base'),
-    ),
-    train_rl('p4lm', 'P4LM: REINFORCE on the joint reward', 'sft'),
-    train_rl('p4lm_s', 'P4LM-S: the same for the smaller model', 'sft_s'),
-    *(reward(kind, 'judge') for kind in REWARDS),
-    Stage(
+  def evaluation(self) -> Stage:
+    """The paper's Table 1."""
+    return Stage(
       'evaluation',
       'evaluate',
       "the paper's Table 1, gold scores, report",
       {
-        **common,
-        'SYSTEMS': systems,
-        'CONTRASTS': (
-          ('P4LM', 'SFT'),
-          ('P4LM-S', 'SFT'),
-          ('SFT', 'SFT-Text'),
-          ('SFT', 'SFT (shuffled users)'),
-          ('P4LM', 'P4LM (shuffled users)'),
-        ),
-        'JUDGES': {kind: path(f'judge_{kind}') for kind in REWARDS},
-        'RUNS': {
-          name: path(name)
-          for name in (
-            'base',
-            'adapters',
-            'sft_text',
-            'sft',
-            'sft_s',
-            'p4lm',
-            'p4lm_s',
-          )
-        },
+        **self._common,
+        'SYSTEMS': {name: self._path(s) for name, s in SYSTEMS.items()},
+        'CONTRASTS': CONTRASTS,
+        'JUDGES': {kind: self._path(f'judge_{kind}') for kind in REWARDS},
+        'RUNS': {stage: self._path(stage) for stage in CURVES},
       },
-      ('sft_text', 'p4lm', 'p4lm_s', *(f'judge_{kind}' for kind in REWARDS)),
-    ),
-  ]
+      (*SYSTEMS.values(), *(f'judge_{kind}' for kind in REWARDS)),
+    )
 
 
-def _with_overrides(stages, overrides):
+def with_overrides(
+  stages: Sequence[Stage], overrides: Mapping[str, Mapping[str, object]]
+) -> list[Stage]:
+  """The stages with the user's bindings over their own.
+
+  Raises:
+    UserError: an override names no stage.
+  """
   names = [stage.name for stage in stages]
   unknown = sorted(set(overrides) - set(names))
   if unknown:
@@ -224,13 +268,8 @@ def _with_overrides(stages, overrides):
       f'overrides name no stage: {unknown}; stages: {", ".join(names)}'
     )
   return [
-    Stage(
-      stage.name,
-      stage.job,
-      stage.about,
-      {**stage.bindings, **overrides.get(stage.name, {})},
-      stage.after,
-      stage.gin_files,
+    dataclasses.replace(
+      stage, bindings={**stage.bindings, **overrides.get(stage.name, {})}
     )
     for stage in stages
   ]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -86,13 +85,6 @@ def parameters(directory):
   }
 
 
-def assert_same(first, second):
-  assert first[0] == second[0]
-  assert first[1].keys() == second[1].keys()
-  for name, array in first[1].items():
-    np.testing.assert_array_equal(array, second[1][name], err_msg=name)
-
-
 def test_it_ends_with_the_table_and_the_report(root):
   screen = (root.parent / 'screen.txt').read_text()
   for system in ('Text-only writer', 'SFT-Text', 'SFT', 'P4LM', 'P4LM-S'):
@@ -126,48 +118,85 @@ def test_the_adapters_stage_leaves_everything_else_bit_identical(root):
 
 def stage_command(root, stage, output_dir):
   """The command line of a stage, with another OUTPUT_DIR."""
-  from p4lm.jobs.pipeline import _with_overrides, p4lm_stages
+  from p4lm.jobs.pipeline import p4lm_stages, with_overrides
 
+  data = dict.fromkeys(('DATA_DIR', 'PLOTS_FILE', 'VOCABULARY'))
   stages = p4lm_stages(
-    root,
-    dataset='world',
-    data_dir=None,
-    plots_file=None,
-    vocabulary=None,
-    model='t5_mini_s',
-    small_model='t5_mini_s',
-    seed=0,
+    root, {'DATASET': 'world', **data}, 't5_mini_s', 't5_mini_s', seed=0
   )
-  chosen = {s.name: s for s in _with_overrides(stages, OVERRIDES)}[stage]
+  chosen = {s.name: s for s in with_overrides(stages, OVERRIDES)}[stage]
   return chosen.arguments(str(output_dir))
 
 
-@pytest.mark.parametrize('stage', ['sft', 'p4lm'])
-def test_kill_and_go_on_ends_bit_for_bit_the_same(root, stage, tmp_path):
-  # Both runs use all cores; stages of a pipeline are pinned to their share.
-  whole, halves = tmp_path / 'whole', tmp_path / 'halves'
-  p4lm(*stage_command(root, stage, whole))
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'p4lm.main', *stage_command(root, stage, halves)],
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
+# A stage, and a file whose appearance tells that it is at work.
+MOMENTS = {
+  'tasks': 'tasks/movielens_pitch/info.json',
+  'sft': 'sft/checkpoints/2',
+  'reward_nli': 'reward_nli/model.json',
+  'p4lm': 'p4lm/checkpoints/2',
+  'evaluation': 'evaluation/generations/sft.jsonl',
+}
+# P4LM_KILL_EVERY_STAGE=1 kills each of the 19 a random while after its start.
+EVERY_STAGE = os.environ.get('P4LM_KILL_EVERY_STAGE')
+
+
+def moments(root):
+  """(file to wait for, seconds to wait then) of each kill."""
+  if not EVERY_STAGE:
+    return [(name, 0.0) for name in MOMENTS.values()]
+  stages = sorted(
+    (root / 'logs').iterdir(), key=lambda log: log.stat().st_mtime
   )
-  wait_for(halves / 'checkpoints' / '2', process)
-  os.kill(process.pid, signal.SIGKILL)
-  process.wait()
-  p4lm(*stage_command(root, stage, halves))
-  assert_same(parameters(whole), parameters(halves))
-  metrics = [
-    [row['step'] for row in read(d / 'metrics.jsonl')] for d in (whole, halves)
-  ]
-  assert metrics[0] == metrics[1]
-  if stage == 'p4lm':
-    assert (whole / 'samples.jsonl').read_text() == (
-      halves / 'samples.jsonl'
-    ).read_text()
+  generator = np.random.default_rng(int(EVERY_STAGE))
+  return [(f'logs/{log.name}', generator.uniform(0, 8)) for log in stages]
 
 
-def wait_for(path: Path, process, secs=120):
+def test_kills_in_every_kind_of_stage_change_no_bit(root, tmp_path):
+  """Stages are pinned to their cores, so both runs compute alike."""
+  again = tmp_path / 'again'
+  command = [sys.executable, '-m', 'p4lm.main', *pipeline_arguments(again)]
+  for name, secs in moments(root):
+    process = subprocess.Popen(
+      command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(again / name, process)
+    time.sleep(secs)
+    process.kill()  # The stages that it runs end with it.
+    process.wait()
+  p4lm(*pipeline_arguments(again))
+
+  assert_same_arrays(cf_arrays(root), cf_arrays(again))
+  for stage in sorted(path.parent.name for path in root.glob('*/model.json')):
+    first, second = parameters(root / stage), parameters(again / stage)
+    assert first[0] == second[0], stage
+    assert_same_arrays(first[1], second[1])
+    assert steps(root / stage) == steps(again / stage), stage
+  for name in ('p4lm/samples.jsonl', 'data/manifest.json'):
+    assert (root / name).read_bytes() == (again / name).read_bytes(), name
+  assert results(root) == results(again)
+
+
+def cf_arrays(root):
+  return {
+    path.name: np.load(path) for path in (root / 'cf').glob('*_embeddings.npy')
+  }
+
+
+def steps(directory):
+  return [row['step'] for row in read(directory / 'metrics.jsonl')]
+
+
+def results(root):
+  return json.loads((root / 'evaluation' / 'results.json').read_text())
+
+
+def assert_same_arrays(first, second):
+  assert first.keys() == second.keys()
+  for name, array in first.items():
+    np.testing.assert_array_equal(array, second[name], err_msg=name)
+
+
+def wait_for(path: Path, process, secs=600):
   end = time.monotonic() + secs
   while not path.exists():
     assert time.monotonic() < end, f'{path} did not appear'
