@@ -5,8 +5,9 @@
 #
 #   P4LM_VENV=DIR     environment to make or use (default: the active one, else
 #                     .venv-test); P4LM_PYTHON names the interpreter for it
-#   P4LM_PARITY=1     also install PyTorch and Transformers, the reference
-#                     implementations of the parity tests, which skip without
+#   P4LM_PARITY=1     also install the reference implementations (PyTorch,
+#                     Transformers, implicit, irspack, ir-measures) that the
+#                     parity tests compare with; they skip without
 #   P4LM_WORKERS=N    test processes (default: one a core, at most 4)
 #   P4LM_DATA=DIR     real data; tests that need it skip without
 set -euo pipefail
@@ -21,12 +22,14 @@ install_p4lm "$venv" '[convert,launch,test]'
 # its settings name.
 install_references() {
   local python=$venv/bin/python
-  if "$python" -c 'import torch, transformers' 2>/dev/null; then
+  if "$python" -c \
+    'import implicit, ir_measures, irspack, torch, transformers' 2>/dev/null; then
     return
   fi
-  note 'Installing the reference implementations (PyTorch, Transformers)'
+  note 'Installing the reference implementations'
   timeout 600 "$python" -m pip install -qq --disable-pip-version-check \
-    -c "$P4LM_ROOT/launch/constraints.txt" torch==2.13.0 transformers==4.57.1
+    -c "$P4LM_ROOT/launch/constraints.txt" torch==2.13.0 transformers==4.57.1 \
+    implicit==0.7.3 irspack==0.5.2 ir-measures==0.4.3
 }
 
 if [[ ${P4LM_PARITY:-0} == 1 ]]; then

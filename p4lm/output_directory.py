@@ -3,8 +3,8 @@
 `config.gin` in the directory is the resolved configuration. A second start
 with the same configuration goes on; one with another is refused before it can
 touch anything. Parameters that only say how far to go or how to report may
-change between starts. A running job holds a lock on `.lock`, which the system
-takes away when the process ends, however it ends.
+change between starts. A running job holds a lock on `.running`, which the
+system takes away when the process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import IO
 
 from p4lm.errors import UserError
 
@@ -24,9 +23,9 @@ _MAY_CHANGE = re.compile(
   r'^(STEPS|OUTPUT_DIR|\S*\.?(log_every|checkpoint_every|parallel))$'
 )
 _active: list[tuple[str, str]] = []
-_LOCK = '.lock'
-# Held until the process ends; a lock goes when its file is closed.
-_held: dict[Path, IO[str]] = {}
+_LOCK = '.running'
+# Descriptors that stay open until the process ends, and the locks with them.
+_held: dict[Path, int] = {}
 
 
 def check(output_dir: str | os.PathLike, job: str, text: str) -> None:
@@ -106,23 +105,21 @@ def _lock(directory: Path) -> None:
   directory = directory.resolve()
   if directory in _held or not _is_first_host():
     return
-  file = (directory / _LOCK).open('a+')
+  lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
-    file.seek(0)
-    owner = file.read().strip() or 'unknown'
-    file.close()
+    owner = os.read(lock, 200).decode(errors='replace') or 'unknown'
+    os.close(lock)
     raise UserError(
       f'OUTPUT_DIR {directory} is being written by another process ({owner}); '
       'wait for it, stop it, or choose another --gin.OUTPUT_DIR'
     ) from error
   except OSError:
     pass  # A file system without locks.
-  file.truncate(0)
-  file.write(f'process {os.getpid()} on {socket.gethostname()}')
-  file.flush()
-  _held[directory] = file
+  os.truncate(lock, 0)
+  os.write(lock, f'process {os.getpid()} on {socket.gethostname()}'.encode())
+  _held[directory] = lock
 
 
 def _is_first_host() -> bool:

@@ -11,10 +11,16 @@ The factors then explain what is left.
 from __future__ import annotations
 
 import dataclasses
+import os
+import zipfile
+from pathlib import Path
 
 import numpy as np
 
+from p4lm.errors import UserError
+
 _SWEEPS = 10
+_FILE = 'biases.npz'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,29 @@ class Biases:
   def expected(self, user_rows, item_rows) -> np.ndarray:
     """mu + b_u + b_i of each pair, float64 [M]."""
     return self.mean + self.users[user_rows] + self.items[item_rows]
+
+  def save(self, directory) -> None:
+    """Writes `biases.npz`, whole."""
+    partial = Path(directory) / '.biases.partial.npz'
+    np.savez(partial, mean=self.mean, users=self.users, items=self.items)
+    os.replace(partial, Path(directory) / _FILE)
+
+  @classmethod
+  def load(cls, directory) -> Biases:
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    path = Path(directory) / _FILE
+    try:
+      with np.load(path, allow_pickle=False) as file:
+        return cls(float(file['mean']), file['users'], file['items'])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+      raise UserError(
+        f'{path} is missing or damaged ({error}); remove the directory and run '
+        'fit_cf again'
+      ) from error
 
 
 def fit_biases(interactions, regularization: float) -> Biases:

@@ -131,6 +131,19 @@ class CFTables:
       return np.zeros((0, self.width), np.float32)
     return np.stack([self.lookup(kind, id_) for id_ in ids])
 
+  def scale_vectors(self, kind: str, vectors: np.ndarray) -> np.ndarray:
+    """New raw vectors of a kind, scaled as `lookup` scales its own.
+
+    Args:
+      kind: 'user' or 'item'.
+      vectors: float [..., E].
+    Returns:
+      float32 [..., E].
+    """
+    table = self.user_embeddings if kind == 'user' else self.item_embeddings
+    divisor = mean_norm(table) if self.scale == 'mean_norm' else 1.0
+    return (np.asarray(vectors) / divisor).astype(np.float32)
+
   def save(self, directory) -> None:
     """Writes the tables; a directory that was killed half-way does not load."""
     directory = Path(directory)

@@ -257,14 +257,7 @@ def _save(directory: Path, about, report, train, model: Factorization) -> None:
   _write_json(directory / 'config.json', about)
   _write_json(directory / 'fit.json', report)
   if model.biases is not None:
-    partial = directory / '.biases.partial.npz'
-    np.savez(
-      partial,
-      mean=model.biases.mean,
-      users=model.biases.users,
-      items=model.biases.items,
-    )
-    os.replace(partial, directory / 'biases.npz')
+    model.biases.save(directory)
   tables = CFTables(
     model.user_embeddings, model.item_embeddings, train.user_ids, train.item_ids
   )

@@ -1,7 +1,8 @@
 """Batch inference: JSON lines in, JSON lines out, in order, resumable.
 
 A request has a `custom_id` and
-  generate  a prompt (`prompt`, `prompt_tokens`, or `user_id` and `item_id`)
+  generate  a prompt (`prompt`, `prompt_tokens`, or `item_id` and a `user_id` or
+            a `history`: a list of {"item_id", "rating"})
   score     a prompt and a `response` or `response_tokens`
   reward    `user_id`, `item_id` and a `response`
 A request that cannot be answered gets an `error`; the others go on.
@@ -19,6 +20,7 @@ import numpy as np
 import tqdm
 
 from p4lm import output_directory
+from p4lm.cf.histories import HistoryEmbedder
 from p4lm.data.catalogue import Catalogue
 from p4lm.data.prompts import SOFT, Prompt
 from p4lm.decoding.sampler import SamplerConfig
@@ -119,6 +121,7 @@ class _Prompts:
 
   def __init__(self, model: LoadedModel, catalogue, task):
     self._model, self._catalogue, self._task = model, catalogue, task
+    self._embedder: HistoryEmbedder | None = None
 
   def of(self, rows: Sequence[dict]):
     """{row: WritingRequest} of the good ones and {row: error} of the rest."""
@@ -150,10 +153,28 @@ class _Prompts:
         Prompt(request['prompt'], self._kinds(count)), **ids
       )
     if self._catalogue is None:
-      raise UserError('a request by user_id and item_id needs DATA_DIR')
+      raise UserError('a request by user and item_id needs DATA_DIR')
+    vector = None
+    if 'history' in request:
+      if ids['user_id'] is not None:
+        raise UserError('give a user_id or a history, not both')
+      vector = self._histories().embed(request['history'])
     return writing_request(
-      self._model, self._catalogue, ids['user_id'], ids['item_id'], self._task
+      self._model,
+      self._catalogue,
+      ids['user_id'],
+      ids['item_id'],
+      self._task,
+      vector,
     )
+
+  def _histories(self) -> HistoryEmbedder:
+    model = self._model
+    if self._embedder is None:
+      if model.cf_tables is None:
+        raise UserError('this model reads no CF vectors: give a user_id')
+      self._embedder = HistoryEmbedder(model.card.cf_dir, model.cf_tables)
+    return self._embedder
 
   def _kinds(self, placeholders: int) -> tuple[str, ...]:
     """Placeholders of a free prompt stand for the user, then the item."""

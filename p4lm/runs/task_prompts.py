@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from p4lm.data import prompts
 from p4lm.data.catalogue import Catalogue
 from p4lm.errors import UserError
@@ -17,6 +19,7 @@ def writing_request(
   user_id: str | None,
   item_id: str | None,
   task: str | None = None,
+  user_vector: np.ndarray | None = None,
 ) -> WritingRequest:
   """What `model` is asked in order to write for this user about this item.
 
@@ -26,6 +29,7 @@ def writing_request(
     user_id, item_id: the tasks that need one of them say so.
     task: a name such as 'movielens_pitch'; the data set's name before the
       first underscore does not matter.
+    user_vector: of a user without an id, for tasks that read CF vectors.
   Raises:
     UserError: an unknown id, a missing one, or a task without prompts.
   """
@@ -39,8 +43,13 @@ def writing_request(
     )
   if kind != 'user_preferences' and item_id is None:
     raise UserError(f'task {task!r} needs an item_id')
-  if kind != 'item_plot' and user_id is None:
-    raise UserError(f'task {task!r} needs a user_id')
+  if user_vector is not None and kind == 'pitch_text':
+    raise UserError(
+      f'task {task!r} reads preference bullets, which a history does not give; '
+      'it needs a user_id'
+    )
+  if kind != 'item_plot' and user_id is None and user_vector is None:
+    raise UserError(f'task {task!r} needs a user_id or a history')
   if kind == 'pitch':
     prompt = prompts.pitch_prompt(catalogue.item(item_id), **soft)
   elif kind == 'pitch_text':
@@ -51,4 +60,4 @@ def writing_request(
     prompt = prompts.plot_prompt(**soft)
   else:
     prompt = prompts.preferences_prompt(**soft)
-  return WritingRequest(prompt, user_id, item_id)
+  return WritingRequest(prompt, user_id, item_id, user_vector=user_vector)

@@ -21,12 +21,20 @@ _KIND_IDS = {'user': 0, 'item': 1}
 
 @dataclasses.dataclass(frozen=True)
 class WritingRequest:
-  """One prompt and the ids whose CF vectors fill its soft tokens, in order."""
+  """One prompt and the ids whose CF vectors fill its soft tokens, in order.
+
+  Attributes:
+    prompt: with placeholders.
+    user_id, item_id: whose vectors are looked up.
+    prompt_tokens: ids in place of the prompt's text.
+    user_vector: float32 [E], in place of the vector of `user_id`.
+  """
 
   prompt: Prompt
   user_id: str | None = None
   item_id: str | None = None
   prompt_tokens: tuple[int, ...] | None = None
+  user_vector: np.ndarray | None = None
 
   def cf_ids(self) -> list[tuple[str, str]]:
     ids = {'user': self.user_id, 'item': self.item_id}
@@ -141,12 +149,15 @@ class CheckpointWriter:
       raise UserError(
         f'the prompt has {count} soft tokens but the model has no CF tables'
       )
-    width = len(self._cf_lookup(*wanted[0][0])) if count else 0
+    width = len(self._cf_lookup(wanted[0][0][0], '')) if count else 0
     embeddings = np.zeros((self._batch_size, count, width), np.float32)
     kinds = np.zeros((self._batch_size, count), np.int32)
-    for row, ids in enumerate(wanted):
+    for row, (request, ids) in enumerate(zip(requests, wanted)):
       for column, (kind, id_) in enumerate(ids):
-        embeddings[row, column] = self._cf_lookup(kind, id_)
+        given = request.user_vector if kind == 'user' else None
+        embeddings[row, column] = (
+          self._cf_lookup(kind, id_) if given is None else given
+        )
         kinds[row, column] = _KIND_IDS[kind]
     return embeddings, kinds
 

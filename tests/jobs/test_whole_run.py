@@ -247,6 +247,37 @@ def test_infer_generates_in_order_and_resumes(root, requests_file, tmp_path):
   assert (tmp_path / 'a' / 'outputs.jsonl').read_bytes() == whole
 
 
+def test_a_history_stands_for_the_user_who_has_it(
+  root, requests_file, tmp_path
+):
+  import pyarrow.parquet as pq
+
+  ratings = pq.read_table(root / 'data' / 'ratings.parquet').to_pylist()
+  by_history = tmp_path / 'histories.jsonl'
+  rows = read(requests_file)
+  for row in rows:
+    user = row.pop('user_id')
+    row['history'] = [
+      {'item_id': r['item_id'], 'rating': r['rating']}
+      for r in ratings
+      if r['user_id'] == user and r['split'] == 'train'
+    ]
+  rows[-1]['history'][0]['rating'] = 'good'
+  by_history.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  for name, source in (('ids', requests_file), ('histories', by_history)):
+    p4lm(
+      'infer', f'--gin.CHECKPOINT={root / "sft"}', f'--gin.INPUT={source}',
+      f'--gin.DATA_DIR={root / "data"}', f'--gin.OUTPUT_DIR={tmp_path / name}',
+    )  # fmt: skip
+  known = read(tmp_path / 'ids' / 'outputs.jsonl')
+  new = read(tmp_path / 'histories' / 'outputs.jsonl')
+  for first, second in zip(known[:2] + known[3:-1], new[:2] + new[3:-1]):
+    assert first['tokens'] == second['tokens']
+    np.testing.assert_allclose(first['logps'], second['logps'], atol=1e-3)
+  assert 'nowhere' in new[2]['error']
+  assert "must be a number, got 'good'" in new[-1]['error']
+
+
 def test_scores_of_generated_texts_are_their_log_probabilities(
   root, requests_file, tmp_path
 ):
