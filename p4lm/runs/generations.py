@@ -68,6 +68,7 @@ class Generations:
       'system': name,
       'checkpoint': str(self._model.directory),
       'step': self._model.step,
+      'identity': self._model.identity,
       'sampler': repr(self._config),
       'key': jax.random.key_data(key).tolist(),
       'pairs': len(user_ids),

@@ -20,6 +20,7 @@ from pathlib import Path
 from flax import nnx
 
 from p4lm.cf.tables import CFTables
+from p4lm.checkpoints import integrity
 from p4lm.checkpoints.manager import CheckpointStore
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.errors import UserError
@@ -79,6 +80,7 @@ class LoadedModel:
     vocabulary: its SentencePiece model.
     cf_tables: its CF tables, or None.
     step: the checkpoint's step.
+    identity: of the checkpoint, see `checkpoints.integrity`.
   """
 
   directory: Path
@@ -89,6 +91,7 @@ class LoadedModel:
   vocabulary: Vocabulary
   cf_tables: CFTables | None
   step: int
+  identity: str = ''
 
   def module(self) -> nnx.Module:
     return nnx.merge(self.graphdef, self.params)
@@ -268,6 +271,7 @@ def load_model(
     vocabulary=vocabulary,
     cf_tables=_load_tables(card),
     step=found,
+    identity=integrity.identity(directory / 'checkpoints' / str(found)),
   )
 
 

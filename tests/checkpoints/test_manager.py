@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from p4lm.checkpoints import integrity
+from p4lm.checkpoints import integrity
 from p4lm.checkpoints.manager import CheckpointStore
 from p4lm.errors import UserError
 
@@ -328,3 +329,15 @@ def test_arrays_are_restored_onto_other_shardings(tmp_path):
     text=True,
   )
   assert result.stdout.strip() == 'restored', result.stderr[-2000:]
+
+
+def test_another_saving_of_a_step_has_another_identity(tmp_path):
+  assert integrity.identity(tmp_path) == ''
+  (tmp_path / 'params').write_text('first')
+  integrity.write_file_list(tmp_path)
+  first = integrity.identity(tmp_path)
+  integrity.write_file_list(tmp_path)
+  assert integrity.identity(tmp_path) == first
+  (tmp_path / 'params').write_text('other')
+  integrity.write_file_list(tmp_path)
+  assert integrity.identity(tmp_path) != first
