@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 from p4lm.checkpoints import integrity
-from p4lm.checkpoints import integrity
 from p4lm.checkpoints.manager import CheckpointStore
 from p4lm.errors import UserError
 
