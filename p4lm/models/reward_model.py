@@ -7,6 +7,18 @@ the model gave it; the score is the mean of what it makes of each. A model that
 can write from a plot starts out knowing which claims surprise it, and the
 prompt is encoded once for all responses to it.
 
+A reward of personal fit (`personalization`) also asks what the user adds: the
+same text is read once more for nobody, with the user's vector at zero, which is
+where an empty history folds in. A writer that learned from what is written to
+whom then starts as a judge of it, by the gain
+
+    sum_t log p(y_t | user, item) - log p(y_t | item),
+
+the pointwise mutual information of text and user. DPO's implicit reward has
+this form (Rafailov et al. 2023); here the gain is a feature whose weight the
+preferences fit, beside the head's own opinion. No gradient passes through the
+second reading.
+
 The scores of all kinds are unbounded real numbers; what they mean lies in the
 loss that trains them: log-odds for `nli`, Bradley-Terry utilities for `appeal`
 and `personalization`, the target's own units for `relevance`.
@@ -19,15 +31,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from p4lm.errors import UserError
-from p4lm.models.adapter import AdapterConfig
+from p4lm.models.adapter import CF_KINDS, AdapterConfig
 from p4lm.models.config_json import JsonConfig
-from p4lm.models.layers import Dense
+from p4lm.models.layers import Dense, normal_parameter
 from p4lm.models.recommender import Recommender, RecommenderConfig
 from p4lm.models.selection import parameter_name
 from p4lm.models.t5 import PAD_ID, T5Config
 from p4lm.ops.logprobs import token_logprobs
 from p4lm.typing import Array, Bool, Float, Int, Key
 
+_USER = CF_KINDS.index('user')
 REWARD_KINDS = ('nli', 'appeal', 'personalization', 'relevance')
 
 
@@ -63,6 +76,11 @@ class RewardModelConfig(JsonConfig):
       )
 
   @property
+  def contrasts_user(self) -> bool:
+    """Whether the text is also read for nobody."""
+    return self.kind == 'personalization'
+
+  @property
   def recommender(self) -> RecommenderConfig:
     """The model under the head."""
     return RecommenderConfig(self.lm, self.adapter, self.soft_token_id)
@@ -82,9 +100,14 @@ class RewardModel(nnx.Module):
       {'embed': width}, {'mlp': width}, rngs=rngs, use_bias=True
     )
     # Log-probabilities reach some -10; the states have entries about 1.
+    features = {'features': 2 if config.contrasts_user else 1}
     self.surprise_hidden = Dense(
-      {'features': 1}, {'mlp': width}, rngs=rngs, stddev=0.2
+      features, {'mlp': width}, rngs=rngs, stddev=0.2
     )
+    self.gain_weight: nnx.Param | None = nnx.data(None)
+    if config.contrasts_user:
+      heads = {'scores': config.num_heads}
+      self.gain_weight = normal_parameter(rngs, heads, 0.0, mean=1.0)
     self.head_output = Dense(
       {'mlp': width},
       {'scores': config.num_heads},
@@ -124,9 +147,34 @@ class RewardModel(nnx.Module):
     dropout_key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'R K']:
     """float32 scores of every head."""
-    keys = (None, None)
-    if dropout_key is not None:
-      keys = jax.random.split(dropout_key)
+    mask = response_tokens != PAD_ID
+    states, logps = self._read(
+      prompt_tokens, response_tokens, cf_embeddings, cf_kind_ids, dropout_key
+    )
+    features = [logps]
+    if self.config.contrasts_user:
+      is_user = (cf_kind_ids == _USER)[..., None]
+      _, without = self._read(
+        prompt_tokens,
+        response_tokens,
+        jnp.where(is_user, 0.0, cf_embeddings),
+        cf_kind_ids,
+        dropout_key,
+      )
+      features.append(logps - jax.lax.stop_gradient(without))
+    hidden = self.state_hidden(states.astype(jnp.float32))
+    hidden += self.surprise_hidden(jnp.stack(features, axis=-1))
+    scores = _mean_over_tokens(self.head_output(jax.nn.gelu(hidden)), mask)
+    if self.config.contrasts_user:
+      gain = jnp.where(mask, features[1], 0.0).sum(axis=1, keepdims=True)
+      scores += gain * self.gain_weight[...][None]
+    return scores
+
+  def _read(
+    self, prompt_tokens, response_tokens, cf_embeddings, cf_kind_ids, key
+  ) -> tuple[Float[Array, 'R L D'], Float[Array, 'R L']]:
+    """States after each token, and the log-probability that each one had."""
+    keys = (None, None) if key is None else jax.random.split(key)
     lm = self.recommender
     encoded = lm.encode(
       prompt_tokens, cf_embeddings, cf_kind_ids, dropout_key=keys[0]
@@ -134,11 +182,8 @@ class RewardModel(nnx.Module):
     # One more position: the state at t + 1 is the first that has read token t.
     read = jnp.pad(response_tokens, ((0, 0), (0, 1)), constant_values=PAD_ID)
     states = lm.decode_hidden(encoded, read, dropout_key=keys[1])
-    surprise = token_logprobs(lm.logits(states[:, :-1]), response_tokens)
-    hidden = self.state_hidden(states[:, 1:].astype(jnp.float32))
-    hidden += self.surprise_hidden(surprise[..., None])
-    scores = self.head_output(jax.nn.gelu(hidden))
-    return _mean_over_tokens(scores, response_tokens != PAD_ID)
+    logps = token_logprobs(lm.logits(states[:, :-1]), response_tokens)
+    return states[:, 1:], logps
 
 
 def _mean_over_tokens(

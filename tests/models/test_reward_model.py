@@ -50,9 +50,12 @@ def scores(model, batch, responses):
   return head_scores(*model, batch, responses)[:, 0]
 
 
-@pytest.fixture(scope='module', name='model')
-def _model():
-  return build()
+# With and without the second reading that is for nobody.
+@pytest.fixture(
+  scope='module', name='model', params=['relevance', 'personalization']
+)
+def _model(request):
+  return build(kind=request.param)
 
 
 def ragged(rows=4, length=7):
@@ -99,6 +102,8 @@ def test_the_head_reads_the_state_after_a_token_not_before(model):
   graphdef, state = model
   module = nnx.merge(graphdef, state, copy=True)
   module.surprise_hidden.kernel[...] *= 0
+  if module.gain_weight is not None:
+    module.gain_weight[...] *= 0
   deaf = nnx.split(module)
   batch, responses = make_batch(batch=1), make_responses(1)
   changed = responses.at[0, -1].set(2 + (responses[0, -1] - 1) % 58)
@@ -111,25 +116,70 @@ def test_scores_by_hand(model):
   module = nnx.merge(*model)
   batch, responses = make_batch(batch=1), make_responses(1, length=3)
   lm = module.recommender
-  encoded = lm.encode(
-    batch['prompt_tokens'], batch['cf_embeddings'], batch['cf_kind_ids']
+  encode = lambda vectors: lm.encode(
+    batch['prompt_tokens'], vectors, batch['cf_kind_ids']
   )
-  by_token = []
-  for t in range(3):
+  encoded = encode(batch['cf_embeddings'])
+  is_user = np.array(batch['cf_kind_ids'])[..., None] == 0
+  assert is_user.any() and not is_user.all()
+  nobody = encode(jnp.where(is_user, 0.0, batch['cf_embeddings']))
+  contrasts = module.config.kind == 'personalization'
+
+  def logp_of(encoded, t):
     logits = np.array(lm.decode(encoded, responses[:, : t + 1])[0, t])
+    return logits[responses[0, t]] - np.log(np.exp(logits).sum())
+
+  by_token, gains = [], []
+  for t in range(3):
     # The last state of a longer response, whose own last token is unread.
     longer = jnp.concatenate([responses[:, : t + 1], jnp.ones((1, 1), int)], 1)
     state = np.array(lm.decode_hidden(encoded, longer)[0, -1])
-    logp = logits[responses[0, t]] - np.log(np.exp(logits).sum())
+    logp = logp_of(encoded, t)
+    gains.append(logp - logp_of(nobody, t))
     hidden = state @ np.array(module.state_hidden.kernel[...])
     hidden += np.array(module.state_hidden.bias[...])
     hidden += logp * np.array(module.surprise_hidden.kernel[0])
+    if contrasts:
+      hidden += gains[t] * np.array(module.surprise_hidden.kernel[1])
     hidden = np.array(jax.nn.gelu(jnp.asarray(hidden)))
     score = hidden @ np.array(module.head_output.kernel[...])
     by_token.append(score + np.array(module.head_output.bias[...]))
+  expected = np.mean(by_token, axis=0)
+  if contrasts:
+    assert abs(sum(gains)) > 1e-3
+    expected = expected + sum(gains)  # The gain's weight is 1 at first.
   np.testing.assert_allclose(
-    scores(model, batch, responses), np.mean(by_token, axis=0), atol=1e-5
+    scores(model, batch, responses), expected, atol=1e-5
   )
+
+
+def test_the_second_reading_gives_no_gradient():
+  """With the head silent, the slope is that of log p(text | user) alone."""
+  graphdef, state = build(kind='personalization')
+  module = nnx.merge(graphdef, state, copy=True)
+  for layer in (module.state_hidden, module.surprise_hidden):
+    layer.kernel[...] *= 0
+  graphdef, state = nnx.split(module)
+  batch, responses = make_batch(batch=2), make_responses(2)
+
+  def likelihood(state):
+    lm = nnx.merge(graphdef, state).recommender
+    logits = lm(
+      batch['prompt_tokens'],
+      responses,
+      batch['cf_embeddings'],
+      batch['cf_kind_ids'],
+    )
+    logps = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(logps, responses[..., None], -1).sum()
+
+  score = lambda s: head_scores(graphdef, s, batch, responses).sum()
+  expected = jax.grad(likelihood)(state)['recommender']
+  found = jax.grad(score)(state)['recommender']
+  for one, other in zip(
+    jax.tree.leaves(expected), jax.tree.leaves(found), strict=True
+  ):
+    np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
 
 
 def test_responses_in_a_row_share_their_prompt(model):
