@@ -1,10 +1,4 @@
-"""Per-user random splits of ratings, their hash, and the held-out pairs.
-
-Every rating gets a 64-bit number from (seed, user id, item id) alone; a user's
-ratings in the order of these numbers are cut into test, validation and train.
-So a split does not depend on the order of rows or on the other users, and
-takes no Python object a row.
-"""
+"""Splits of ratings, their hash, held-out pairs, and the check for leaks."""
 
 from __future__ import annotations
 
@@ -15,11 +9,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from p4lm.data import pair_order, tables
+from p4lm.data import pair_order, split_rules, tables
+from p4lm.data.split_rules import TEST, TRAIN, RatingKeys
 from p4lm.data.tables import SPLITS
 from p4lm.errors import UserError
-
-TRAIN, VALIDATION, TEST = range(3)
 
 _PAIR_SALT = 0x5EED
 
@@ -49,22 +42,38 @@ def split_ratings(
   ratings: pa.Table,
   *,
   seed: int,
+  rule: str = 'random_by_user',
   test_share: float = 0.2,
   validation_share: float = 0.1,
 ) -> pa.Table:
   """Adds the column `split`: train, validation or test.
 
-  Of a user's n ratings, round(test_share n) are test and
-  round(validation_share n) validation (halves rounded up); at least one is
-  train.
-
   Args:
-    ratings: user_id, item_id and more; no (user, item) twice.
-    seed: other seeds give other splits.
+    ratings: user_id, item_id, timestamp and more; no (user, item) twice.
+    seed: other seeds give other splits, where the rule is random.
+    rule: one of `split_rules.RULES`.
     test_share: in [0, 1).
     validation_share: in [0, 1), the two together below 1.
   Returns:
     The table with `split` (dictionary column) added or replaced.
+  Raises:
+    UserError: no such rule, shares that leave nothing to train on, or a rule
+      that these ratings do not allow.
+  """
+  keys = rating_keys(ratings, seed, test_share, validation_share)
+  if rule not in split_rules.RULES:
+    raise UserError(
+      f'split rule {rule!r} is unknown; it must be one of '
+      f'{", ".join(split_rules.RULES)}'
+    )
+  return with_splits(ratings, split_rules.RULES[rule](keys))
+
+
+def rating_keys(
+  ratings: pa.Table, seed: int, test_share: float, validation_share: float
+) -> RatingKeys:
+  """What split rules read of the ratings.
+
   Raises:
     UserError: the shares do not leave ratings to train on.
   """
@@ -77,19 +86,35 @@ def split_ratings(
       f'test_share={test_share} and validation_share={validation_share} must '
       'be in [0, 1) and leave a share to train on'
     )
-  users = tables.encode_ids(ratings['user_id'])
-  items = tables.encode_ids(ratings['item_id'])
-  numbers = pair_order.pair_numbers(users, items, seed)
-  counts = np.bincount(users.codes, minlength=len(users.ids))
-  rank = pair_order.rank_within(users.codes, numbers, len(users.ids))
-  num_test = np.floor(counts * test_share + 0.5).astype(np.int64)
-  num_held = num_test + np.floor(counts * validation_share + 0.5).astype(int)
-  num_held = np.minimum(num_held, counts - 1)
-  num_test = np.minimum(num_test, num_held)
-  codes = np.full(len(rank), TRAIN, np.int8)
-  codes[rank < num_held[users.codes]] = VALIDATION
-  codes[rank < num_test[users.codes]] = TEST
-  return with_splits(ratings, codes)
+  return RatingKeys(
+    users=tables.encode_ids(ratings['user_id']),
+    items=tables.encode_ids(ratings['item_id']),
+    timestamps=_timestamps(ratings),
+    seed=seed,
+    test_share=test_share,
+    validation_share=validation_share,
+  )
+
+
+def _timestamps(ratings: pa.Table) -> np.ndarray:
+  """int64 [M]; without the column all ratings are of one moment."""
+  if 'timestamp' not in ratings.column_names:
+    return np.zeros(len(ratings), np.int64)
+  return ratings['timestamp'].to_numpy().astype(np.int64)
+
+
+def check_split(ratings: pa.Table, parameters: Mapping) -> str:
+  """Looks whether a split is what its rule promises; says so in a sentence.
+
+  Args:
+    ratings: with `split`.
+    parameters: split_rule, seed, test_share, validation_share.
+  Raises:
+    ValueError: it is not.
+  """
+  names = ('seed', 'test_share', 'validation_share')
+  keys = rating_keys(ratings, **{name: parameters[name] for name in names})
+  return split_rules.check(parameters['split_rule'], keys, split_codes(ratings))
 
 
 def with_splits(ratings: pa.Table, codes: np.ndarray) -> pa.Table:

@@ -41,6 +41,10 @@ CRITERIA = {
 BASELINE = 'Text-only writer'
 SHUFFLED = ' (shuffled users)'
 _SHOWN_SAMPLES = 12
+_NO_MATCH = (
+  'No matched-versus-shuffled-user test: users have too few held-out ratings '
+  'to be told apart by; random_by_user with a larger test_share gives more.'
+)
 
 Texts = Mapping[str, Sequence[str]]
 
@@ -256,14 +260,20 @@ def _report(judged: _Judged, shown, contrasts, data_dir, seed, runs) -> Report:
       for name, source in (runs or {}).items()
     },
     samples=_samples(judged, shown),
+    notes=() if judged.matches else (_NO_MATCH,),
   )
 
 
 def _user_matches(data_dir, pairs, texts: Texts, shown, seed):
-  """The matched-versus-shuffled-user test of every system."""
+  """The matched-versus-shuffled-user test of every system.
+
+  Nothing where users have too few held-out ratings to be told apart by.
+  """
   judge = HeldOutJudge(
     tables.read_table(data_dir, 'items'), tables.read_table(data_dir, 'ratings')
   )
+  if len(judge.eligible) < 2:  # Such as one held-out rating a user.
+    return {}
   users = [pair['user_id'] for pair in pairs]
   items = [pair['item_id'] for pair in pairs]
   return {

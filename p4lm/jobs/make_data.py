@@ -40,6 +40,7 @@ def make_data(
   vocabulary: str | None = None,
   vocabulary_size: int | None = None,
   seed: int = 0,
+  split_rule: str = 'random_by_user',
   test_share: float = 0.2,
   validation_share: float = 0.1,
   num_evaluation_pairs: int = 200,
@@ -64,7 +65,8 @@ def make_data(
     vocabulary_size: of a trained one, 100 sentinels included; None takes 2048
       for the world, 8192 otherwise.
     seed: of the world, the splits and the texts.
-    test_share: share of each user's ratings held out to judge.
+    split_rule: how ratings are divided, see `data.split_rules`.
+    test_share: share of the ratings (or users) held out to judge.
     validation_share: share held out to tune.
     num_evaluation_pairs: held-out (user, film) pairs to write about.
     write_texts: False makes ratings, items and splits alone (for fit_cf).
@@ -78,6 +80,7 @@ def make_data(
   """
   started = time.monotonic()
   kind = _kind_of(dataset, data_dir)
+  _check_rule(split_rule, write_texts)
   size = vocabulary_size or DEFAULT_VOCABULARY_SIZES[kind]
   config = _config_of(kind, world, writer, seed)
   release = _find(dataset, data_dir) if kind == 'movielens' else None
@@ -87,6 +90,7 @@ def make_data(
   parameters = {
     'dataset': kind,
     'seed': seed,
+    'split_rule': split_rule,
     'test_share': test_share,
     'validation_share': validation_share,
     'num_evaluation_pairs': num_evaluation_pairs,
@@ -161,6 +165,15 @@ def _check_plots(plots_file, write_texts: bool) -> None:
     )
   if plots_file is not None and not Path(plots_file).is_file():
     raise UserError(f'PLOTS_FILE {plots_file} does not exist')
+
+
+def _check_rule(split_rule: str, write_texts: bool) -> None:
+  if split_rule == 'user_disjoint' and write_texts:
+    raise UserError(
+      "split_rule 'user_disjoint' leaves held-out users without training "
+      'ratings, so nothing can be written for them: set '
+      'make_data.write_texts = False, or choose another SPLIT_RULE'
+    )
 
 
 def _fingerprint(release, plots_file, vocabulary) -> dict[str, str]:
@@ -267,11 +280,12 @@ def _make_world(staging: Path, config, steps):
 
 def _tables(data, source, parameters: Mapping, steps) -> dict[str, pa.Table]:
   """Splits the ratings and writes the texts from the train split."""
+  shares = {
+    name: parameters[name]
+    for name in ('seed', 'test_share', 'validation_share')
+  }
   ratings = splits.split_ratings(
-    data.ratings,
-    seed=parameters['seed'],
-    test_share=parameters['test_share'],
-    validation_share=parameters['validation_share'],
+    data.ratings, rule=parameters['split_rule'], **shares
   )
   steps.done('split', _about_splits(ratings))
   made = {'items': data.items, 'ratings': ratings}
@@ -309,6 +323,7 @@ def _manifest(made, dropped, parameters: Mapping) -> dict:
     'counts': _counts(made),
     'dropped': dropped,
     'split_hash': splits.split_hash(made['ratings']),
+    'split_check': splits.check_split(made['ratings'], parameters),
   }
 
 
