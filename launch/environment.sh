@@ -76,6 +76,15 @@ make_environment() {
   rm -f "$dir.log"
 }
 
+# keep_bytecode VENV: nineteen jobs and hundreds of tests start in it; where
+# bytecode is not to be written beside sources, it goes into the environment.
+keep_bytecode() {
+  if [[ -n ${PYTHONDONTWRITEBYTECODE:-} ]]; then
+    unset PYTHONDONTWRITEBYTECODE
+    export PYTHONPYCACHEPREFIX=${PYTHONPYCACHEPREFIX:-$1/bytecode}
+  fi
+}
+
 # Digest of all that decides what is installed.
 _fingerprint() {
   {

@@ -38,6 +38,7 @@ output=${output:-$P4LM_ROOT/runs/quickstart}
 
 make_environment "$venv"
 install_p4lm "$venv" ''
+keep_bytecode "$venv"
 note "Running the experiment in $output"
 status=0
 "$venv/bin/p4lm" pipeline ${experiment[@]+"${experiment[@]}"} \

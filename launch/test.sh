@@ -16,6 +16,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 venv=${P4LM_VENV:-${VIRTUAL_ENV:-$P4LM_ROOT/.venv-test}}
 make_environment "$venv"
 install_p4lm "$venv" '[convert,launch,test]'
+keep_bytecode "$venv"
 
 # install_references: the versions that the parity tests were written against.
 # pip and not uv: only pip takes a CPU build of PyTorch from the places that

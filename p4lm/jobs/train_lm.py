@@ -22,7 +22,6 @@ from p4lm.models.recommender import Recommender, RecommenderConfig
 from p4lm.models.t5 import T5Config
 from p4lm.ops.supervised import token_accuracy, token_cross_entropy
 from p4lm.runs import fitting, model_directory
-from p4lm.training.optimizers import OptimizerConfig
 
 
 def train_lm(
@@ -31,13 +30,10 @@ def train_lm(
   output_dir: str,
   model: T5Config,
   task: str,
-  stage: str,
-  optimizer: OptimizerConfig,
-  steps: int,
+  training: fitting.FitConfig,
   batch_size: int,
   prompt_length: int,
   response_length: int,
-  seed: int,
   cf_dir: str | None = None,
   tasks_dir: str | None = None,
   checkpoint: str | None = None,
@@ -46,10 +42,6 @@ def train_lm(
   tokens_per_vector: int = 1,
   lora_rank: int = 8,
   lora_alpha: float = 16.0,
-  mesh_shape: str | None = None,
-  accumulate: int = 1,
-  log_every: int = 10,
-  checkpoint_every: int = 200,
 ) -> None:
   """Maximum likelihood on a SeqIO task, with CF vectors where it has them.
 
@@ -58,11 +50,11 @@ def train_lm(
     output_dir: gets checkpoints, metrics, `model.json`, `model-info.txt`.
     model: sizes of the language model; those of `checkpoint` win over it.
     task: a registered SeqIO task or mixture.
-    stage: 'adapters', 'full', 'lora', or 're:' and a regular expression over
-      parameter names: what trains; the rest stays bit-identical.
-    optimizer, steps, batch_size: of the training.
+    training: what trains ('adapters', 'full', 'lora', or 're:' and a regular
+      expression over parameter names; the rest stays bit-identical), the
+      optimizer, steps, seed and mesh.
+    batch_size: examples a step.
     prompt_length, response_length: P and L in tokens.
-    seed: of initialisation, data order and dropout.
     cf_dir: CF embeddings of `fit_cf`, for tasks with CF vectors.
     tasks_dir: where cached tasks are; `DATA_DIR/tasks` by default.
     checkpoint: OUTPUT_DIR of an earlier training whose parameters to start
@@ -71,9 +63,6 @@ def train_lm(
     adapter_width: hidden width of the adapters; the model's width by default.
     tokens_per_vector: soft tokens a CF vector becomes.
     lora_rank, lora_alpha: of stage 'lora'.
-    mesh_shape: such as 'data=2,model=2'; all devices on `data` by default.
-    accumulate: microbatches a step.
-    log_every, checkpoint_every: in steps.
   Raises:
     UserError: bad input, a checkpoint that does not fit, a loss that is NaN.
   """
@@ -93,14 +82,16 @@ def train_lm(
     vocabulary,
     tables,
     checkpoint,
-    seed,
+    training.seed,
     adapter_width,
     tokens_per_vector,
   )
   lora_config = None
-  if stage == 'lora':
+  if training.stage == 'lora':
     lora_config = {'rank': lora_rank, 'alpha': lora_alpha}
-    lora.apply_lora(recommender, **lora_config, rngs=nnx.Rngs(seed + 1))
+    lora.apply_lora(
+      recommender, **lora_config, rngs=nnx.Rngs(training.seed + 1)
+    )
   card = model_directory.describe(
     recommender.config,
     task=task,
@@ -109,7 +100,7 @@ def train_lm(
     response_length=response_length,
     tables=tables,
     cf_dir=cf_dir,
-    stage=stage,
+    stage=training.stage,
     lora_config=lora_config,
   )
   model_directory.write_card(directory, card, vocabulary)
@@ -117,20 +108,7 @@ def train_lm(
   converter = LMConverter(
     prompt_length, response_length, vocabulary.eos_id, CFFeatures.of(tables)
   )
-  fit = fitting.prepare(
-    recommender,
-    directory,
-    fitting.FitConfig(
-      stage=stage,
-      optimizer=optimizer,
-      steps=steps,
-      seed=seed,
-      mesh_shape=mesh_shape,
-      accumulate=accumulate,
-      log_every=log_every,
-      checkpoint_every=checkpoint_every,
-    ),
-  )
+  fit = fitting.prepare(recommender, directory, training)
   fit.run(
     fit.step_of(_maximum_likelihood(fit.graphdef)),
     lambda start: loader.load_batches(
@@ -139,7 +117,7 @@ def train_lm(
       'train',
       converter,
       batch_size,
-      seed,
+      training.seed,
       start_step=start,
     ),
   )

@@ -33,7 +33,6 @@ from p4lm.rewards.report import (
 )
 from p4lm.runs import fitting, model_directory
 from p4lm.runs.reward_report import write_reward_report
-from p4lm.training.optimizers import OptimizerConfig
 
 
 def train_reward(
@@ -42,12 +41,10 @@ def train_reward(
   data_dir: str,
   output_dir: str,
   model: T5Config,
-  optimizer: OptimizerConfig,
-  steps: int,
+  training: fitting.FitConfig,
   batch_size: int,
   prompt_length: int,
   response_length: int,
-  seed: int,
   split: str = 'train',
   cf_dir: str | None = None,
   tasks_dir: str | None = None,
@@ -56,10 +53,6 @@ def train_reward(
   task_module: str = 'tasks.movielens',
   loss: RewardLossConfig | None = None,
   num_heads: int = 1,
-  mesh_shape: str | None = None,
-  accumulate: int = 1,
-  log_every: int = 10,
-  checkpoint_every: int = 200,
 ) -> None:
   """Fits a scalar reward, then reports accuracy and calibration.
 
@@ -68,9 +61,9 @@ def train_reward(
     data_dir: tables and vocabulary of `make_data`.
     output_dir: gets checkpoints, metrics, `model.json`, `report.json`.
     model: sizes of the encoder; those of `checkpoint` win over it.
-    optimizer, steps, batch_size: of the training.
+    training: what trains, the optimizer, steps, seed and mesh.
+    batch_size: examples a step.
     prompt_length, response_length: P and L in tokens.
-    seed: of the head's initialisation and the data order.
     split: 'train' for the rewards of RL, 'judge' for those that judge it.
     cf_dir: CF embeddings, for kinds that read them.
     tasks_dir: where cached tasks are; `DATA_DIR/tasks` by default.
@@ -80,9 +73,6 @@ def train_reward(
     task_module: Python module that registers the task.
     loss: margins, smoothing and the like.
     num_heads: an ensemble of heads on one model; their mean is the score.
-    mesh_shape: such as 'data=2,model=2'.
-    accumulate: microbatches a step.
-    log_every, checkpoint_every: in steps.
   Raises:
     UserError: bad input, a checkpoint that does not fit, a loss that is NaN.
   """
@@ -94,7 +84,7 @@ def train_reward(
   tables = CFTables.load(cf_dir) if cached.cf_kinds else None
 
   reward_model = _reward_model(
-    kind, model, vocabulary, tables, checkpoint, seed, num_heads
+    kind, model, vocabulary, tables, checkpoint, training.seed, num_heads
   )
   card = model_directory.describe(
     reward_model.config,
@@ -111,20 +101,7 @@ def train_reward(
   converter = convert(
     prompt_length, response_length, vocabulary.eos_id, CFFeatures.of(tables)
   )
-  fit = fitting.prepare(
-    reward_model,
-    directory,
-    fitting.FitConfig(
-      stage='full',
-      optimizer=optimizer,
-      steps=steps,
-      seed=seed,
-      mesh_shape=mesh_shape,
-      accumulate=accumulate,
-      log_every=log_every,
-      checkpoint_every=checkpoint_every,
-    ),
-  )
+  fit = fitting.prepare(reward_model, directory, training)
   state = fit.run(
     fit.step_of(make_reward_loss(kind, _apply_fn(fit.graphdef), loss)),
     lambda start: loader.load_batches(
@@ -133,7 +110,7 @@ def train_reward(
       split,
       converter,
       batch_size,
-      seed,
+      training.seed,
       start_step=start,
     ),
   )

@@ -28,7 +28,6 @@ from p4lm.runs import fitting, model_directory
 from p4lm.runs.reward_terms import load_reward_terms
 from p4lm.runs.sample_log import SampleLog
 from p4lm.runs.task_prompts import writing_request
-from p4lm.training.optimizers import OptimizerConfig
 from p4lm.writers.checkpoint import CheckpointWriter
 
 # Keys of sampling differ from those of the update (which folds the step in).
@@ -41,10 +40,8 @@ def train_rl(
   output_dir: str,
   checkpoint: str,
   rewards: Mapping[str, str],
-  optimizer: OptimizerConfig,
-  steps: int,
+  training: fitting.FitConfig,
   batch_size: int,
-  seed: int,
   num_samples: int = 4,
   algorithm: ReinforceConfig | None = None,
   joint_reward: JointRewardConfig | None = None,
@@ -52,11 +49,7 @@ def train_rl(
   temperature: float = 1.0,
   top_p: float = 1.0,
   response_length: int | None = None,
-  stage: str = 'full',
-  mesh_shape: str | None = None,
   samples_every: int = 1,
-  log_every: int = 1,
-  checkpoint_every: int = 20,
 ) -> None:
   """REINFORCE + KL from an SFT checkpoint against trained rewards.
 
@@ -65,26 +58,22 @@ def train_rl(
     output_dir: gets checkpoints, metrics and `samples.jsonl`.
     checkpoint: train_lm directory: the policy's start and its anchor.
     rewards: {kind: train_reward directory}.
-    optimizer: of the policy.
-    steps: iterations.
+    training: what trains, the optimizer, the iterations (steps), the seed and
+      the mesh. Stage 'lora' trains updates that `checkpoint` has.
     batch_size: prompts an iteration.
-    seed: of prompt order and sampling.
     num_samples: G, responses a prompt.
     algorithm: KL coefficient and estimator, baseline.
     joint_reward: weights and normalisation; the paper's by default.
     eos_contract: what a response without EOS earns.
     temperature, top_p: of sampling; the learner replays both exactly.
     response_length: L; the checkpoint's by default.
-    stage: what trains: 'full', 'lora' is not applied here anew.
-    mesh_shape: such as 'data=2,model=2'.
     samples_every: iterations between written samples.
-    log_every, checkpoint_every: in iterations.
   Raises:
     UserError: bad input, rewards of another vocabulary, a NaN loss.
   """
   directory = output_directory.claim(output_dir)
   anchor = model_directory.load_model(checkpoint, kind='recommender')
-  card = model_directory.continued(anchor, stage, response_length)
+  card = model_directory.continued(anchor, training.stage, response_length)
   model_directory.write_card(directory, card, anchor.vocabulary)
   sampler = SamplerConfig(
     max_length=card.response_length,
@@ -98,21 +87,9 @@ def train_rl(
     vocabulary_sha256=anchor.vocabulary.sha256,
     batch_size=batch_size * num_samples,
   )
-  prompts = _Prompts(anchor, data_dir, batch_size, seed)
+  prompts = _Prompts(anchor, data_dir, batch_size, training.seed)
 
-  fit = fitting.prepare(
-    anchor.module(),
-    directory,
-    fitting.FitConfig(
-      stage=stage,
-      optimizer=optimizer,
-      steps=steps,
-      seed=seed,
-      mesh_shape=mesh_shape,
-      log_every=log_every,
-      checkpoint_every=checkpoint_every,
-    ),
-  )
+  fit = fitting.prepare(anchor.module(), directory, training)
   update = fit.step_of(
     make_reinforce_loss(
       policy_score_fn(fit.graphdef, sampler, eos_id), algorithm

@@ -16,8 +16,9 @@ whom then starts as a judge of it, by the gain
 
 the pointwise mutual information of text and user. DPO's implicit reward has
 this form (Rafailov et al. 2023); here the gain is a feature whose weight the
-preferences fit, beside the head's own opinion. No gradient passes through the
-second reading.
+preferences fit, beside the head's own opinion. Both readings are trained: with
+the second one held fixed, whatever makes all texts likelier raises the gain of
+long ones, and training drifts away.
 
 The scores of all kinds are unbounded real numbers; what they mean lies in the
 loss that trains them: log-odds for `nli`, Bradley-Terry utilities for `appeal`
@@ -161,7 +162,7 @@ class RewardModel(nnx.Module):
         cf_kind_ids,
         dropout_key,
       )
-      features.append(logps - jax.lax.stop_gradient(without))
+      features.append(logps - without)
     hidden = self.state_hidden(states.astype(jnp.float32))
     hidden += self.surprise_hidden(jnp.stack(features, axis=-1))
     scores = _mean_over_tokens(self.head_output(jax.nn.gelu(hidden)), mask)

@@ -54,8 +54,12 @@ def token_accuracy(
   *,
   response_mask: Bool[Array, 'B L'],
 ) -> Float[Array, '']:
-  """Share of counted tokens that are the arg max of their logits."""
-  hits = jnp.argmax(logits, axis=-1) == tokens
+  """Share of counted tokens whose logit is the largest; ties are hits.
+
+  A maximum is several times as fast as an arg max over a vocabulary.
+  """
+  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  hits = chosen >= logits.max(axis=-1)
   return masked_mean(hits, response_mask)
 
 

@@ -74,6 +74,7 @@ class Fit:
       self.optimizer,
       accumulate=self.config.accumulate,
       schedule=self.schedule,
+      state_shardings=jax.tree.map(lambda x: x.sharding, self.state),
       batch_sharding=self.sharding,
     )
 
@@ -112,6 +113,9 @@ def prepare(module: nnx.Module, directory: Path, config: FitConfig) -> Fit:
     jax.random.key(config.seed),
     frozen=put_state(frozen, mesh),
   )
+  # Counters and the key too: a state that an update returns must lie as the
+  # first one does, or the second step compiles the update again.
+  state = put_state(state, mesh)
   return Fit(
     graphdef=graphdef,
     state=state,

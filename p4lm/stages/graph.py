@@ -54,6 +54,30 @@ def check_graph(stages: Sequence[Stage]) -> None:
     seen.add(stage.name)
 
 
+def stages_without_company(stages: Sequence[Stage]) -> set[str]:
+  """Names of the stages beside which no other can ever run.
+
+  Every other stage comes before or after such a one, through any number of
+  stages between.
+
+  Args:
+    stages: in an order that `check_graph` accepts.
+  """
+  before: dict[str, set[str]] = {}
+  for stage in stages:
+    before[stage.name] = set(stage.after).union(
+      *(before[name] for name in stage.after)
+    )
+  return {
+    name
+    for name in before
+    if all(
+      other == name or other in before[name] or name in before[other]
+      for other in before
+    )
+  }
+
+
 def fingerprint(stage: Stage, upstream: Sequence[str]) -> str:
   """sha256 hex of a stage's command and of all that it was made from.
 

@@ -15,7 +15,12 @@ from pathlib import Path
 from p4lm import child_process
 from p4lm.errors import UserError
 from p4lm.stages.display import Display
-from p4lm.stages.graph import Stage, check_graph, fingerprint
+from p4lm.stages.graph import (
+  Stage,
+  check_graph,
+  fingerprint,
+  stages_without_company,
+)
 
 _POLL_SECS = 0.2
 _MARKER = 'done.json'
@@ -52,6 +57,8 @@ class Runner:
     command: Sequence[str] = (sys.executable, '-m', 'p4lm.main'),
   ):
     cores = sorted(os.sched_getaffinity(0))
+    self._all_cores = cores
+    self._alone: set[str] = set()
     self._parallel = max(1, min(parallel, len(cores)))
     share = len(cores) // self._parallel
     self._cores = [
@@ -70,6 +77,9 @@ class Runner:
         beside it are stopped cleanly first and go on at the next start.
     """
     check_graph(stages)
+    # From the graph and not from what happens to run: the number of threads may
+    # show in the last bit, and a second start must not.
+    self._alone = stages_without_company(stages)
     prints: dict[str, str] = {}
     for stage in stages:
       prints[stage.name] = fingerprint(stage, [prints[n] for n in stage.after])
@@ -109,8 +119,23 @@ class Runner:
     log = self._log(stage)
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = stage.arguments(str(self._output_dir / stage.name))
-    cores = self._cores[slot]
-    environment = {
+    cores = self._all_cores if stage.name in self._alone else self._cores[slot]
+    with log.open('ab') as stream:
+      process = subprocess.Popen(
+        [*self._command, *arguments],
+        stdout=stream,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=self._environment(),
+      )
+    # Before the interpreter is up; its threads are made later and inherit it.
+    os.sched_setaffinity(process.pid, cores)
+    self._display.started(stage)
+    self._running.append(_Running(stage, process, slot, time.monotonic()))
+
+  def _environment(self) -> dict[str, str]:
+    """Of a stage's process: what stages share, so that each starts quickly."""
+    shared = {
       # Stages of the same shapes share their compiled programs.
       'JAX_COMPILATION_CACHE_DIR': str(self._output_dir / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
@@ -118,18 +143,12 @@ class Runner:
       **os.environ,
       **child_process.environment(),
     }
-    with log.open('ab') as stream:
-      process = subprocess.Popen(
-        [*self._command, *arguments],
-        stdout=stream,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-      )
-    # Before the interpreter is up; its threads are made later and inherit it.
-    os.sched_setaffinity(process.pid, cores)
-    self._display.started(stage)
-    self._running.append(_Running(stage, process, slot, time.monotonic()))
+    if shared.pop('PYTHONDONTWRITEBYTECODE', ''):
+      # Nothing is written beside the sources, as asked; but compiling JAX's
+      # own takes four seconds a stage, and once is enough.
+      bytecode = str(self._output_dir / 'compiled' / 'bytecode')
+      shared.setdefault('PYTHONPYCACHEPREFIX', bytecode)
+    return shared
 
   def _wait_for_one(self, done: set[str], prints: dict[str, str]) -> None:
     while self._running:

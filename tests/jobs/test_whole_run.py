@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -27,13 +28,13 @@ OVERRIDES = {
   'base': {'STEPS': 4, 'BATCH_SIZE': 8},
   'sft_text': {'STEPS': 4, 'BATCH_SIZE': 8, 'PROMPT_LENGTH': 192},
   'adapters': {'STEPS': 4, 'BATCH_SIZE': 8},
-  'sft': {'STEPS': 4, 'BATCH_SIZE': 8, 'train_lm.checkpoint_every': 2},
+  'sft': {'STEPS': 4, 'BATCH_SIZE': 8, 'FitConfig.checkpoint_every': 2},
   'sft_s': {'STEPS': 4, 'BATCH_SIZE': 8},
   'p4lm': {
     'STEPS': 4,
     'BATCH_SIZE': 4,
     'NUM_SAMPLES': 2,
-    'train_rl.checkpoint_every': 2,
+    'FitConfig.checkpoint_every': 2,
   },
   'p4lm_s': {'STEPS': 2, 'BATCH_SIZE': 4, 'NUM_SAMPLES': 2},
   **{
@@ -370,14 +371,14 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
   command = stage_command(root, 'sft', tmp_path / 'nan')
   p4lm(*command)
   found = p4lm(
-    *command, '--gin.STEPS=200', '--gin.train_lm.log_every=1',
+    *command, '--gin.STEPS=200', '--gin.FitConfig.log_every=1',
     '--gin.OptimizerConfig.learning_rate=1e30', check=False,
   )  # fmt: skip
   assert found.returncode == 1
   assert 'holds another experiment' in found.stderr
   fresh = p4lm(
     *stage_command(root, 'sft', tmp_path / 'fresh'), '--gin.STEPS=200',
-    '--gin.LEARNING_RATE=1e30', '--gin.train_lm.log_every=1', check=False,
+    '--gin.LEARNING_RATE=1e30', '--gin.FitConfig.log_every=1', check=False,
   )  # fmt: skip
   assert fresh.returncode == 1
   assert 'at step' in fresh.stderr and 'Traceback' not in fresh.stderr
@@ -391,16 +392,32 @@ def test_four_devices_give_one_devices_losses(root, stage, tmp_path):
     ('four', 4, 'data=2,model=2'),
   ):
     flags = f'--xla_force_host_platform_device_count={devices}'
-    p4lm(
+    found = p4lm(
       *stage_command(root, stage, tmp_path / name),
       f'--gin.MESH_SHAPE={mesh}',
-      '--gin.train_lm.log_every=1'
-      if stage == 'sft'
-      else '--gin.train_reward.log_every=1',
-      env={**os.environ, 'XLA_FLAGS': flags},
+      '--gin.FitConfig.log_every=1',
+      env={**os.environ, 'XLA_FLAGS': flags, 'JAX_LOG_COMPILES': '1'},
     )
     losses[name] = [
       row['loss'] for row in read(tmp_path / name / 'metrics.jsonl')
     ]
+    assert compilations(found.stderr, 'update') == 1
   assert len(losses['one']) == 4
   np.testing.assert_allclose(losses['four'], losses['one'], rtol=1e-5)
+
+
+def test_reinforcement_compiles_each_program_once(root, tmp_path):
+  found = p4lm(
+    *stage_command(root, 'p4lm', tmp_path / 'once'),
+    '--gin.STEPS=4',
+    env={**os.environ, 'JAX_LOG_COMPILES': '1'},
+  )
+  assert len(read(tmp_path / 'once' / 'metrics.jsonl')) == 4
+  for program in ('sample', 'update'):
+    assert compilations(found.stderr, program) == 1, program
+
+
+def compilations(log: str, program: str) -> int:
+  """How often JAX says that it compiled a program, or fetched it compiled."""
+  line = rf'Finished XLA compilation of jit\({program}\) in [\d.]+'
+  return len(set(re.findall(line, log)))  # Two handlers write every line.

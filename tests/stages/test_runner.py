@@ -8,7 +8,7 @@ import pytest
 
 from p4lm.errors import UserError
 from p4lm.stages.display import Display
-from p4lm.stages.graph import Stage, check_graph
+from p4lm.stages.graph import Stage, check_graph, stages_without_company
 from p4lm.stages.runner import Runner
 
 # A stand-in for `p4lm JOB`: records its call, its cores and its start.
@@ -23,6 +23,8 @@ if job == 'fail':
 time.sleep(float(values.get('SLEEP', 0)))
 with (out / 'calls.jsonl').open('a') as stream:
   print(json.dumps({'time': time.time(), 'values': values,
+                    'bytecode': sys.pycache_prefix,
+                    'without_bytecode': sys.dont_write_bytecode,
                     'cores': sorted(os.sched_getaffinity(0))}), file=stream)
 """
 
@@ -64,6 +66,44 @@ def test_each_stage_keeps_to_its_share_of_the_cores(runner, tmp_path):
   runner().run([stage('a', SLEEP=0.2), stage('b', SLEEP=0.2)])
   first, second = (set(calls(tmp_path, n)[0]['cores']) for n in 'ab')
   assert first and second and not first & second
+
+
+@pytest.mark.skipif(
+  len(os.sched_getaffinity(0)) < 2, reason='needs a machine with two cores'
+)
+def test_a_stage_that_always_runs_alone_has_every_core(runner, tmp_path):
+  diamond = [
+    stage('a'),
+    stage('b', after=['a']),
+    stage('c', after=['a']),
+    stage('d', after=['b', 'c']),
+  ]
+  runner().run(diamond)
+  every = sorted(os.sched_getaffinity(0))
+  for name, alone in (('a', True), ('b', False), ('c', False), ('d', True)):
+    assert (calls(tmp_path, name)[0]['cores'] == every) is alone, name
+
+
+def test_company_is_a_stage_that_is_neither_before_nor_after():
+  chain = [stage('a'), stage('b', after=['a']), stage('c', after=['b'])]
+  assert stages_without_company(chain) == {'a', 'b', 'c'}
+  # `e` may run beside b and c, though not beside a.
+  assert stages_without_company([*chain, stage('e', after=['a'])]) == {'a'}
+  assert stages_without_company([stage('a'), stage('b')]) == set()
+
+
+def test_stages_share_bytecode_where_none_may_be_written(
+  runner, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('PYTHONDONTWRITEBYTECODE', '1')
+  monkeypatch.delenv('PYTHONPYCACHEPREFIX', raising=False)
+  runner().run([stage('a')])
+  found = calls(tmp_path, 'a')[0]
+  assert found['bytecode'] == str(tmp_path / 'run' / 'compiled' / 'bytecode')
+  assert not found['without_bytecode']
+  monkeypatch.delenv('PYTHONDONTWRITEBYTECODE')
+  runner().run([stage('b')])
+  assert calls(tmp_path, 'b')[0]['bytecode'] is None
 
 
 def test_finished_stages_are_kept_and_changed_ones_run(runner, tmp_path):

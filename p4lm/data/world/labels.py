@@ -137,7 +137,7 @@ def _choose_hypothesis(world, item, entailed, rng) -> list[int]:
     return [misreadings(world, item, facet)[0] for facet in facets]
   num_false = min(1 + rng.binomial(2, 0.2), len(facets))
   for place in rng.permutation(len(facets))[:num_false]:
-    values[place] = _choose_false(world, item, facets[place], rng)
+    values[place] = draw_false_value(world, item, facets[place], rng)
   return values
 
 
@@ -150,11 +150,6 @@ def _choose_facet(world, item, rng) -> int:
   if draw < rate:
     return (lexicon.HERO, lexicon.RIVAL)[rng.integers(2)]
   return int(rng.integers(lexicon.NUM_FACETS))
-
-
-def _choose_false(world, item, facet, rng) -> int:
-  """A plausible value, or a misreading of the plot."""
-  return draw_false_value(world, item, facet, rng)
 
 
 def _write_hypothesis(world, values, entailed, rng) -> str:
