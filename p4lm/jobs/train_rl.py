@@ -45,6 +45,7 @@ def train_rl(
   num_samples: int = 4,
   algorithm: ReinforceConfig | None = None,
   joint_reward: JointRewardConfig | None = None,
+  reward_outputs: Mapping[str, str] | None = None,
   eos_contract: EosContract | None = None,
   temperature: float = 1.0,
   top_p: float = 1.0,
@@ -64,6 +65,7 @@ def train_rl(
     num_samples: G, responses a prompt.
     algorithm: KL coefficient and estimator, baseline.
     joint_reward: weights and normalisation; the paper's by default.
+    reward_outputs: {kind: how its score is read}, see `LearnedTermConfig`.
     eos_contract: what a response without EOS earns.
     temperature, top_p: of sampling; the learner replays both exactly.
     response_length: L; the checkpoint's by default.
@@ -86,6 +88,7 @@ def train_rl(
     rewards,
     vocabulary_sha256=anchor.vocabulary.sha256,
     batch_size=batch_size * num_samples,
+    outputs=reward_outputs,
   )
   prompts = _Prompts(anchor, data_dir, batch_size, training.seed)
 

@@ -406,15 +406,18 @@ def test_four_devices_give_one_devices_losses(root, stage, tmp_path):
   np.testing.assert_allclose(losses['four'], losses['one'], rtol=1e-5)
 
 
-def test_reinforcement_compiles_each_program_once(root, tmp_path):
+def test_reinforcement_compiles_once_and_reads_rewards_as_told(root, tmp_path):
   found = p4lm(
     *stage_command(root, 'p4lm', tmp_path / 'once'),
     '--gin.STEPS=4',
+    "--gin.train_rl.reward_outputs={'personalization': 'log_probability'}",
     env={**os.environ, 'JAX_LOG_COMPILES': '1'},
   )
   assert len(read(tmp_path / 'once' / 'metrics.jsonl')) == 4
   for program in ('sample', 'update'):
     assert compilations(found.stderr, program) == 1, program
+  samples = read(tmp_path / 'once' / 'samples.jsonl')
+  assert all(row['terms']['personalization'] < 0 for row in samples)
 
 
 def compilations(log: str, program: str) -> int:
