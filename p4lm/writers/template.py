@@ -42,6 +42,9 @@ class TemplateConfig:
     num_relevance: rows of `relevance`.
     num_rl_prompts: rows of `rl_prompts`.
     pitch_validation_share: share of the pitches in the split 'validation'.
+    label_noise: share of pairs whose judge prefers the worse text, as raters
+      do. Without any, the pairs can be told apart without error, Bradley-Terry
+      scores grow without bound, and so does what RL earns by them.
     split_shares: of users (pairs, relevance) and of items (entailment) in
       'train', 'judge' and 'validation'.
     min_rating: a pitch recommends a film that the user rated at least so.
@@ -61,6 +64,7 @@ class TemplateConfig:
   num_relevance: int = 6000
   num_rl_prompts: int = 4000
   pitch_validation_share: float = 0.05
+  label_noise: float = 0.1
   split_shares: tuple[float, float, float] = (0.6, 0.3, 0.1)
   min_rating: float = 3.5
   min_theme_items: int = 12
@@ -77,6 +81,11 @@ class TemplateConfig:
       raise UserError(
         f'split_shares={self.split_shares}: give three positive shares, for '
         f'{", ".join(JUDGED_SPLITS)}'
+      )
+    if not 0 <= self.label_noise < 0.5:
+      raise UserError(
+        f'label_noise={self.label_noise} must be in [0, 0.5): at a half, '
+        'labels say nothing'
       )
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
@@ -218,6 +227,7 @@ def _pairs(source: PairSource, config: TemplateConfig, seed: int) -> pa.Table:
           judged_texts.personalization_pair(films, *row, drawn.others, rng)
           for row in drawn
         ]
+      rows = _with_noise(rows, config.label_noise, f'{kind} {split} {seed}')
       parts.append(
         drawn.table(
           kind=[kind] * len(rows),
@@ -227,6 +237,12 @@ def _pairs(source: PairSource, config: TemplateConfig, seed: int) -> pa.Table:
         )
       )
   return pa.concat_tables(parts)
+
+
+def _with_noise(pairs, label_noise: float, seed: str):
+  """The pairs, a share of them the wrong way round."""
+  rng = random.Random(f'noise {seed}')
+  return [pair[::-1] if rng.random() < label_noise else pair for pair in pairs]
 
 
 def _entailment(films: Films, config: TemplateConfig, seed: int) -> pa.Table:

@@ -1,6 +1,7 @@
 """The texts about a release: schemas, truth, fit, leakage, determinism."""
 
 import collections
+import dataclasses
 import random
 
 import numpy as np
@@ -21,6 +22,7 @@ CONFIG = TemplateConfig(
   num_relevance=200,
   num_rl_prompts=100,
   min_theme_items=2,
+  label_noise=0.0,
 )
 
 
@@ -258,6 +260,23 @@ def test_appeal_pairs_differ(made):
     if row['kind'] == 'appeal':
       assert row['chosen'].endswith(phrases.HOOKS)
       assert any(a in row['chosen'] for a in phrases.ADJECTIVES)
+
+
+def test_a_share_of_the_judges_is_wrong(items, train, pairs, made):
+  """Noise turns pairs round and changes nothing else."""
+  config = dataclasses.replace(CONFIG, label_noise=0.2)
+  noisy = TemplateWriter(items, config, seed=0).build(train, pairs)
+  turned = []
+  for one, other in zip(_rows(made, 'pairs'), _rows(noisy, 'pairs')):
+    sides = one['chosen'], one['rejected']
+    turned.append((other['chosen'], other['rejected']) == sides[::-1])
+    if not turned[-1]:
+      assert other == one
+  error = np.sqrt(0.2 * 0.8 / len(turned))
+  assert np.mean(turned) == pytest.approx(0.2, abs=3 * error)
+  assert _rows(noisy, 'texts') == _rows(made, 'texts')
+  with pytest.raises(UserError, match='label_noise=0.5'):
+    TemplateConfig(label_noise=0.5)
 
 
 def test_the_demonstrator_is_imperfect(writer, tastes):
