@@ -14,7 +14,7 @@ within a user; across users (`global_time`) a moment is never divided.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -108,12 +108,21 @@ def global_time(keys: RatingKeys) -> np.ndarray:
 
 def user_disjoint(keys: RatingKeys) -> np.ndarray:
   """int8 [M]: each user is in one split, with these probabilities."""
-  numbers = pair_order.id_numbers(keys.users.ids, f'user split {keys.seed}')
-  uniform = numbers / 2.0**64
-  codes = np.full(keys.num_users, TRAIN, np.int8)
-  codes[uniform < keys.test_share + keys.validation_share] = VALIDATION
-  codes[uniform < keys.test_share] = TEST
+  codes = user_codes(
+    keys.users.ids, keys.seed, keys.test_share, keys.validation_share
+  )
   return codes[keys.users.codes]
+
+
+def user_codes(
+  ids: Sequence[str], seed: int, test_share: float, validation_share: float
+) -> np.ndarray:
+  """int8 [U]: the split of each user, from the seed and the user's id alone."""
+  uniform = pair_order.id_numbers(ids, f'user split {seed}') / 2.0**64
+  codes = np.full(len(ids), TRAIN, np.int8)
+  codes[uniform < test_share + validation_share] = VALIDATION
+  codes[uniform < test_share] = TEST
+  return codes
 
 
 RULES: Mapping[str, Callable[[RatingKeys], np.ndarray]] = {
