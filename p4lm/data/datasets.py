@@ -76,16 +76,16 @@ def kind_of(dataset: str, data_dir: str | os.PathLike | None) -> str:
 
 def find(
   dataset: str,
-  data_dir: str | os.PathLike,
+  data_dir: str | os.PathLike | None,
   *,
   drop_unknown_items: bool = False,
   keep_unknown_items: bool = False,
-) -> Dataset:
-  """Finds the files of a data set other than the world.
+) -> Dataset | None:
+  """Finds the files of a data set; None for the world, which has none.
 
   Args:
     dataset: a name that `kind_of` knows.
-    data_dir: where it is.
+    data_dir: where it is, None for the world.
     drop_unknown_items: MovieLens: count ratings of unlisted films instead of
       failing. Others always count them.
     keep_unknown_items: Amazon: keep reviews of items without a title.
@@ -102,6 +102,8 @@ def find(
     raise UserError(
       'drop_unknown_items and keep_unknown_items are both True; set one'
     )
+  if kind == WORLD:
+    return None
   if kind == 'movielens':
     name = '' if dataset == 'movielens' else dataset
     release = movielens.find_release(data_dir, name)

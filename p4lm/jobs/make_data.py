@@ -27,7 +27,7 @@ FORMAT = 1
 VOCABULARY_FILE = 'vocabulary.model'
 RAW = 'raw'
 # The world has some 700 words; a release has tens of thousands.
-_VOCABULARY_SIZES = {True: 2048, False: 8192}
+_WORLD_VOCABULARY_SIZE, _VOCABULARY_SIZE = 2048, 8192
 
 _TEXT_TABLES = ('texts', 'pairs', 'relevance', 'rl_prompts')
 
@@ -86,18 +86,17 @@ def make_data(
   """
   started = time.monotonic()
   kind = datasets.kind_of(dataset, data_dir)
-  is_world = kind == datasets.WORLD
   _check_rule(split_rule, write_texts)
-  size = vocabulary_size or _VOCABULARY_SIZES[is_world]
-  config = _config_of(is_world, world, writer, seed)
-  release = None
-  if not is_world:
-    release = datasets.find(
-      dataset,
-      data_dir,
-      drop_unknown_items=drop_unknown_items,
-      keep_unknown_items=keep_unknown_items,
-    )
+  release = datasets.find(
+    dataset,
+    data_dir,
+    drop_unknown_items=drop_unknown_items,
+    keep_unknown_items=keep_unknown_items,
+  )
+  default_size = _VOCABULARY_SIZE if release else _WORLD_VOCABULARY_SIZE
+  size = vocabulary_size or default_size
+  config = _config_of(release, world, writer, seed)
+  if release is not None:
     plots_file = plots_file or release.plots_file
     _check_plots(release, plots_file, write_texts)
   parameters = {
@@ -137,8 +136,8 @@ def make_data(
   return manifest
 
 
-def _config_of(is_world: bool, world, writer, seed):
-  if not is_world:
+def _config_of(release, world, writer, seed):
+  if release is not None:
     return writer or TemplateConfig()
   from p4lm.data.world import WorldConfig
 
