@@ -96,37 +96,43 @@ def read_amazon(
 
 
 def read_review_texts(release: AmazonRelease, rows: np.ndarray) -> pa.Table:
-  """Title and text of some reviews, in a second pass over the files.
+  """What users wrote in some reviews, in a second pass over the files.
 
   Args:
     release: what `find_release` found.
     rows: values of the column `row` that `read_amazon` gave, in any order.
   Returns:
-    Table with row (ascending), title and text, HTML entities decoded. Memory
-    is that of these rows.
+    Table with row (ascending), title and text (HTML entities decoded, '' for
+    none) and verified (whether the purchase is, or null). Memory is that of
+    these rows.
   Raises:
     UserError: bad input; IndexError: no such row.
   """
   wanted = np.unique(rows)
-  first, tables_found = 0, []
+  first, pieces = 0, [_TEXTS.empty_table()]
   for name in release.reviews:
     for part in read_rows(release.source, name, release.format.texts):
       low, high = np.searchsorted(wanted, (first, first + len(part.table)))
       here = wanted[low:high]
-      chosen = part.table.take(pa.array(here - first, pa.int64()))
-      texts = {
-        column: [html.unescape(text) for text in values.to_pylist()]
-        for column, values in zip(chosen.column_names, chosen.columns)
-      }
-      tables_found.append(pa.table({'row': here, **texts}, schema=_TEXT_SCHEMA))
+      found = part.table.take(pa.array(here - first, pa.int64())).to_pydict()
+      for column in ('title', 'text'):
+        found[column] = [html.unescape(text) for text in found[column]]
+      pieces.append(pa.table({'row': here, **found}, schema=_TEXTS))
       first += len(part.table)
   if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < first:
-    raise IndexError(f'rows go from 0 to {first - 1}, not to {wanted[-1]}')
-  return pa.concat_tables(tables_found)
+    raise IndexError(
+      f'rows go from 0 to {first - 1}; got {wanted[0]} to {wanted[-1]}'
+    )
+  return pa.concat_tables(pieces)
 
 
-_TEXT_SCHEMA = pa.schema(
-  [('row', pa.int64()), ('title', pa.string()), ('text', pa.string())]
+_TEXTS = pa.schema(
+  [
+    ('row', pa.int64()),
+    ('title', pa.string()),
+    ('text', pa.string()),
+    ('verified', pa.bool_()),
+  ]
 )
 
 

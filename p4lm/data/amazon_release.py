@@ -57,6 +57,7 @@ FORMATS: Mapping[str, Format] = {
     texts={
       'title': Column(Kind.TEXT, ('summary',)),
       'text': Column(Kind.TEXT, ('reviewText',)),
+      'verified': Column(Kind.FLAG, ('verified',)),
     },
     items=_ITEM_TEXTS
     | {
@@ -77,6 +78,7 @@ FORMATS: Mapping[str, Format] = {
     texts={
       'title': Column(Kind.TEXT, ('title',)),
       'text': Column(Kind.TEXT, ('text',)),
+      'verified': Column(Kind.FLAG, ('verified_purchase',)),
     },
     items=_ITEM_TEXTS
     | {

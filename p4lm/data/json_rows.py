@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
@@ -33,6 +34,7 @@ class Kind(enum.Enum):
   TEXT = 'a string; null and a missing key are an empty one'
   TEXTS = 'strings, one string, or null'
   PRICE = 'a string, a number, or null'
+  FLAG = 'true, false, or null'
 
 
 # The types that a column may have, that of the slow way first.
@@ -43,6 +45,7 @@ _ARROW_TYPES = {
   Kind.TEXT: (pa.string(),),
   Kind.TEXTS: (pa.list_(pa.string()),),
   Kind.PRICE: (pa.string(), pa.float64()),
+  Kind.FLAG: (pa.bool_(),),
 }
 _EXPECTED = {
   Kind.ID: 'an id (a string or a whole number)',
@@ -51,6 +54,7 @@ _EXPECTED = {
   Kind.TEXT: 'a string',
   Kind.TEXTS: 'a list of strings',
   Kind.PRICE: 'a string or a number',
+  Kind.FLAG: 'true or false',
 }
 
 
@@ -233,10 +237,16 @@ def _is_one_object_a_line(data: bytes) -> bool:
   line: behind a `}` no object goes on with `{`. Arrow itself would take two
   objects on a line or one over several, and dies of a `null` at the start.
   """
-  lines = data.count(b'\n')
-  begins = data.startswith(b'{') + data.count(b'\n{')
-  ends = data.count(b'}\n') + data.count(b'}\r\n')
-  return lines == begins == ends
+  if not data.startswith(b'{'):
+    return False
+  characters = np.frombuffer(data, np.uint8)
+  ends = np.flatnonzero(characters == ord('\n'))
+  last = characters[ends - 1]
+  before_return = characters[ends - 2]
+  is_closed = last == ord('}')
+  is_closed |= (last == ord('\r')) & (before_return == ord('}'))
+  is_opened = characters[ends[:-1] + 1] == ord('{')
+  return bool(is_closed.all() and is_opened.all())
 
 
 def _parse_by_arrow(data: bytes, columns, variant: int) -> pa.Table | None:
@@ -342,6 +352,7 @@ _CONVERSIONS = {
   Kind.TEXT: _text,
   Kind.TEXTS: _texts,
   Kind.PRICE: _price,
+  Kind.FLAG: lambda value: value if isinstance(value, bool) else None,
 }
 
 

@@ -1,5 +1,6 @@
 """Amazon Reviews 2018 and 2023: the rules, one by one, and bad input."""
 
+import doctest
 import gzip
 import json
 import zipfile
@@ -51,6 +52,11 @@ def rows_of(data):
 
 
 RELEASES = pytest.mark.parametrize('name', ['amazon-2018', 'amazon-2023'])
+
+
+def test_examples():
+  found = doctest.testmod(amazon_items)
+  assert found.attempted >= 3 and found.failed == 0
 
 
 @RELEASES
@@ -292,15 +298,16 @@ def test_texts_of_chosen_reviews(tmp_path):
     review(name, 'u', f'{i}', time=i, text=f'T{i} &amp;\n', title=f'&lt;{i}')
     for i in range(9)
   ]
-  reviews[4] |= {'text': None}
+  reviews[4] |= {'text': None, 'verified_purchase': None}
+  reviews[8] |= {'verified_purchase': False}
   write(tmp_path / 'A.jsonl', reviews[:4])
   write(tmp_path / 'B.jsonl.gz', reviews[4:])
   release = amazon_release.find_release(tmp_path, name)
   table = amazon.read_review_texts(release, np.array([8, 4, 0, 8]))
   assert table.to_pylist() == [
-    {'row': 0, 'title': '<0', 'text': 'T0 &\n'},
-    {'row': 4, 'title': '<4', 'text': ''},
-    {'row': 8, 'title': '<8', 'text': 'T8 &\n'},
+    {'row': 0, 'title': '<0', 'text': 'T0 &\n', 'verified': True},
+    {'row': 4, 'title': '<4', 'text': '', 'verified': None},
+    {'row': 8, 'title': '<8', 'text': 'T8 &\n', 'verified': False},
   ]
   assert len(amazon.read_review_texts(release, np.array([], np.int64))) == 0
   for row in (-1, 9):
