@@ -18,10 +18,9 @@ import pyarrow as pa
 import pyarrow.csv
 
 from p4lm.data.archives import FileSource
+from p4lm.data.byte_blocks import UTF8_BOM, check_not_utf16
 from p4lm.errors import UserError
 
-_UTF8_BOM = b'\xef\xbb\xbf'
-_UTF16_BOMS = (b'\xff\xfe', b'\xfe\xff')
 _BLOCK_BYTES = 4 << 20
 _INTEGER = re.compile(r'-?[0-9]{1,18}')
 _NUMBER = re.compile(
@@ -142,8 +141,8 @@ def decoded_lines(
   with source.open(name) as file:
     for number, line in enumerate(file, 1):
       if number == 1:
-        _check_not_utf16(source.describe(name), line)
-        line = line.removeprefix(_UTF8_BOM)
+        check_not_utf16(source.describe(name), line)
+        line = line.removeprefix(UTF8_BOM)
       try:
         yield line.decode(encoding)
       except UnicodeDecodeError as error:
@@ -161,17 +160,12 @@ def _has_text(columns: Mapping[str, pa.DataType]) -> bool:
 def _read_header(source, name, row_format) -> tuple[str, ...]:
   with source.open(name) as file:
     start = file.read(1 << 16)
-  _check_not_utf16(source.describe(name), start)
-  if not start.removeprefix(_UTF8_BOM).strip():
+  check_not_utf16(source.describe(name), start)
+  if not start.removeprefix(UTF8_BOM).strip():
     raise UserError(f'{source.describe(name)} is empty')
-  first = start.removeprefix(_UTF8_BOM).splitlines()[0]
+  first = start.removeprefix(UTF8_BOM).splitlines()[0]
   text = first.decode(row_format.encoding, errors='replace')
   return tuple(next(csv.reader([text], delimiter=row_format.delimiter)))
-
-
-def _check_not_utf16(where: str, start: bytes) -> None:
-  if start[:2] in _UTF16_BOMS:
-    raise UserError(f'{where}, line 1: the text is UTF-16; save it as UTF-8')
 
 
 def _normalised(name: str) -> str:
@@ -214,7 +208,7 @@ def _explain(source, name, columns, row_format, message: str) -> None:
   where = source.describe(name)
   if 'Empty CSV' in message:
     with source.open(name) as file:
-      empty = not file.read(4).removeprefix(_UTF8_BOM).strip()
+      empty = not file.read(4).removeprefix(UTF8_BOM).strip()
     what = 'is empty' if empty else 'has a header but no rows'
     raise UserError(f'{where} {what}')
   header = row_format.header or _read_header(source, name, row_format)

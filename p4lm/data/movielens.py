@@ -19,10 +19,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pyarrow as pa
 
-from p4lm.data import csv_rows, movielens_items, tables
+from p4lm.data import csv_rows, movielens_items, rating_data, tables
 from p4lm.data.archives import FileSource, open_source
 from p4lm.data.csv_rows import ID_TYPE, RowFormat
 from p4lm.data.plots import read_plots
+from p4lm.data.rating_data import RatingData, count, select
 from p4lm.errors import UserError
 
 RATING_RANGE = (0.5, 5.0)
@@ -99,21 +100,6 @@ class Release:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class MovieLensData:
-  """What was read.
-
-  Attributes:
-    ratings: user_id, item_id (dictionary columns), rating, timestamp.
-    items: the `items` schema; plot is the overview, '' where there is none.
-    dropped: {reason: rows}.
-  """
-
-  ratings: pa.Table
-  items: pa.Table
-  dropped: dict[str, int]
-
-
 def find_release(data_dir: str | os.PathLike, name: str = '') -> Release:
   """Finds the ratings in a directory or zip, or one folder below its top.
 
@@ -167,7 +153,7 @@ def read_movielens(
   plots_file: str | os.PathLike | None = None,
   *,
   drop_unknown_items: bool = False,
-) -> MovieLensData:
+) -> RatingData:
   """Reads a release, checks every row, and joins the plots.
 
   Args:
@@ -175,7 +161,8 @@ def read_movielens(
     plots_file: JSON lines (see `read_plots`), or None for no plots.
     drop_unknown_items: count ratings of unlisted films instead of failing.
   Returns:
-    The rows that were kept and how many were not, by reason.
+    The rows that were kept and how many were not, by reason. An item's plot is
+    the overview, '' where there is none.
   Raises:
     UserError: bad input; the message names the file and, where there is one,
       the line.
@@ -201,7 +188,7 @@ def read_movielens(
   ratings = _read_ratings(
     release, items['item_id'].to_pylist(), drop_unknown_items, dropped
   )
-  return MovieLensData(ratings, items, dropped)
+  return RatingData(ratings, items, dropped)
 
 
 def _read_ratings(release, item_ids, drop_unknown_items, dropped) -> pa.Table:
@@ -241,29 +228,22 @@ def _read_ratings(release, item_ids, drop_unknown_items, dropped) -> pa.Table:
       ),
       'mend the film list or set drop_unknown_items = True',
     )
-  latest = _latest(users, items, table['timestamp'].to_numpy())
-  _count(dropped, 'rating of an unknown item', num_unknown)
-  older = int((keep & ~latest).sum())
-  _count(dropped, 'duplicate (user, item), an older rating', older)
+  timestamps = table['timestamp'].to_numpy()
+  latest = rating_data.latest(users, items, timestamps)
+  count(dropped, 'rating of an unknown item', num_unknown)
+  older = (keep & ~latest).sum()
+  count(dropped, 'duplicate (user, item), an older rating', older)
   keep &= latest
   if not keep.any():
     raise UserError(
       f'{release.source.describe(name)}: no rating is of a film in '
       f'{release.layout.items}'
     )
-  result = _rating_table(users, items, table)
-  return result if keep.all() else result.filter(pa.array(keep))
-
-
-def _rating_table(users, items, table: pa.Table) -> pa.Table:
-  return pa.table(
-    {
-      'user_id': tables.decode_ids(users.codes, users.ids),
-      'item_id': tables.decode_ids(items.codes, items.ids),
-      'rating': table['rating'],
-      'timestamp': table['timestamp'],
-    }
-  )
+  ratings = table['rating'].to_numpy()
+  if not keep.all():
+    users, items = select(users, keep), select(items, keep)
+    ratings, timestamps = ratings[keep], timestamps[keep]
+  return rating_data.rating_table(users, items, ratings, timestamps)
 
 
 def _check_ratings(column: pa.ChunkedArray, fail) -> None:
@@ -276,24 +256,3 @@ def _check_ratings(column: pa.ChunkedArray, fail) -> None:
       lambda row: f'rating {row.get("rating")} is outside [{low}, {high}]',
       'mend or remove the row',
     )
-
-
-def _latest(users, items, timestamps) -> np.ndarray:
-  """bool [M], False on all but the latest rating of a (user, item)."""
-  keys = users.codes.astype(np.int64) * len(items.ids) + items.codes
-  keep = np.ones(len(keys), bool)
-  ordered = np.sort(keys)
-  repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-  if len(repeated):
-    position = np.searchsorted(repeated, keys).clip(max=len(repeated) - 1)
-    rows = np.flatnonzero(repeated[position] == keys)
-    # Rows are the last key: among equal times the later row wins.
-    order = rows[np.lexsort((rows, timestamps[rows], keys[rows]))]
-    is_last = np.append(keys[order][1:] != keys[order][:-1], True)
-    keep[order[~is_last]] = False
-  return keep
-
-
-def _count(dropped: dict[str, int], reason: str, number: int) -> None:
-  if number:
-    dropped[reason] = dropped.get(reason, 0) + number

@@ -14,6 +14,7 @@ from p4lm.data import csv_rows, tables
 from p4lm.data.archives import FileSource
 from p4lm.data.csv_rows import ID_TYPE
 from p4lm.data.plots import Plot, PlotFile
+from p4lm.data.rating_data import count
 from p4lm.errors import UserError
 
 MAX_TAGS = 12
@@ -45,7 +46,7 @@ def read_items(
   seen: set[str] = set()
   for item_id, title, item_genres in _item_rows(source, name):
     if item_id in seen:
-      _count(dropped, 'repeated row of an item')
+      count(dropped, 'repeated row of an item')
       continue
     seen.add(item_id)
     ids.append(item_id)
@@ -77,8 +78,8 @@ def join_plots(
   none = Plot('')
   found = [plot_file.plots.get(item_id, none) for item_id in ids]
   unknown = len(plot_file.plots.keys() - set(ids))
-  _count(dropped, 'plot of an unknown item', unknown)
-  _count(dropped, 'repeated plot of an item', plot_file.num_duplicates)
+  count(dropped, 'plot of an unknown item', unknown)
+  count(dropped, 'repeated plot of an item', plot_file.num_duplicates)
   if unknown == len(plot_file.plots):
     raise UserError(
       'no plot is of a film in this release: movieId of the plots file (e.g. '
@@ -109,7 +110,10 @@ def _item_rows(source, name) -> Iterator[tuple[str, str, list[str]]]:
     return
   is_100k = name.endswith('u.item')
   num_values = 5 + len(_GENRES_100K) if is_100k else 3
-  lines = csv_rows.decoded_lines(source, name, 'latin-1')
+  # 100k and 1M are Latin-1, 10M is UTF-8; accents of the one are no characters
+  # of the other.
+  encoding = 'utf-8' if _is_utf8(source, name) else 'latin-1'
+  lines = csv_rows.decoded_lines(source, name, encoding)
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
@@ -126,6 +130,15 @@ def _item_rows(source, name) -> Iterator[tuple[str, str, list[str]]]:
       yield values[0], values[1], values[2].split('|')
 
 
+def _is_utf8(source: FileSource, name: str) -> bool:
+  with source.open(name) as file:
+    try:
+      file.read().decode('utf-8')
+    except UnicodeDecodeError:
+      return False
+  return True
+
+
 def _read_tags(source, name, item_ids, dropped) -> dict[str, list[str]]:
   """{item id: its tags, most frequent first}, at most MAX_TAGS."""
   if name.endswith('.csv'):
@@ -136,7 +149,7 @@ def _read_tags(source, name, item_ids, dropped) -> dict[str, list[str]]:
   known = pc.is_in(
     pc.cast(table['movieId'], pa.string()), pa.array(item_ids, pa.string())
   )
-  _count(
+  count(
     dropped,
     'tag of an unknown item',
     len(table) - int(pc.sum(known).as_py() or 0),
@@ -144,7 +157,7 @@ def _read_tags(source, name, item_ids, dropped) -> dict[str, list[str]]:
   table = table.filter(known)
   tags = pc.utf8_lower(pc.utf8_trim_whitespace(table['tag']))
   tags = pc.replace_substring_regex(tags, r'\s+', ' ')
-  _count(dropped, 'empty tag', int(np.sum(pc.equal(tags, '').to_numpy())))
+  count(dropped, 'empty tag', int(np.sum(pc.equal(tags, '').to_numpy())))
   counted = (
     pa.table({'item': pc.cast(table['movieId'], pa.string()), 'tag': tags})
     .filter(pc.not_equal(tags, ''))
@@ -176,8 +189,3 @@ def _read_dat_tags(source, name) -> pa.Table:
     items.append(values[1])
     tags.append('::'.join(values[2:-1]))
   return pa.table({'movieId': pa.array(items, pa.string()), 'tag': tags})
-
-
-def _count(dropped: dict[str, int], reason: str, number: int = 1) -> None:
-  if number:
-    dropped[reason] = dropped.get(reason, 0) + number

@@ -14,7 +14,7 @@ within a user; across users (`global_time`) a moment is never divided.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -101,19 +101,57 @@ def global_time(keys: RatingKeys) -> np.ndarray:
   codes = np.full(len(ordered), TRAIN, np.int8)
   held = keys.test_share + keys.validation_share
   for code, share in ((VALIDATION, held), (TEST, keys.test_share)):
-    first = _first_moment(ordered, share)
+    first = first_moment(ordered, share)
     codes[keys.timestamps >= first] = code
   return codes
 
 
 def user_disjoint(keys: RatingKeys) -> np.ndarray:
   """int8 [M]: each user is in one split, with these probabilities."""
-  numbers = pair_order.id_numbers(keys.users.ids, f'user split {keys.seed}')
-  uniform = numbers / 2.0**64
-  codes = np.full(keys.num_users, TRAIN, np.int8)
-  codes[uniform < keys.test_share + keys.validation_share] = VALIDATION
-  codes[uniform < keys.test_share] = TEST
+  codes = user_codes(
+    keys.users.ids, keys.seed, keys.test_share, keys.validation_share
+  )
   return codes[keys.users.codes]
+
+
+def user_codes(
+  ids: Sequence[str], seed: int, test_share: float, validation_share: float
+) -> np.ndarray:
+  """int8 [U]: the split of each user, from the seed and the user's id alone."""
+  uniform = pair_order.id_numbers(ids, f'user split {seed}') / 2.0**64
+  codes = np.full(len(ids), TRAIN, np.int8)
+  codes[uniform < test_share + validation_share] = VALIDATION
+  codes[uniform < test_share] = TEST
+  return codes
+
+
+def first_moment(
+  ordered: np.ndarray, share: float, noun: str = 'ratings'
+) -> float:
+  """The earliest timestamp from which on at most this share lies.
+
+  Args:
+    ordered: timestamps, ascending.
+    share: in [0, 1).
+    noun: what has the timestamps, for the message.
+  Returns:
+    One of the timestamps, infinity for a share of 0.
+  Raises:
+    UserError: every moment leaves more, or all.
+  """
+  if not share:
+    return np.inf
+  wanted = int(np.floor(len(ordered) * share + 0.5))
+  place = len(ordered) - wanted
+  if place > 0 and wanted and ordered[place - 1] == ordered[place]:
+    # The moment is divided: begin with the next one.
+    place = np.searchsorted(ordered, ordered[place], side='right')
+  if place >= len(ordered) or place == 0:
+    raise UserError(
+      f'no moment leaves {share:.0%} of {len(ordered)} {noun} after it: too '
+      'few distinct timestamps; divide them in another way'
+    )
+  return ordered[place]
 
 
 RULES: Mapping[str, Callable[[RatingKeys], np.ndarray]] = {
@@ -175,23 +213,6 @@ def _by_rank(keys, rank, num_test, num_held) -> np.ndarray:
   codes[rank < num_held[keys.users.codes]] = VALIDATION
   codes[rank < num_test[keys.users.codes]] = TEST
   return codes
-
-
-def _first_moment(ordered: np.ndarray, share: float) -> float:
-  """The earliest timestamp from which on at most this share lies."""
-  if not share:
-    return np.inf
-  wanted = int(np.floor(len(ordered) * share + 0.5))
-  place = len(ordered) - wanted
-  if place > 0 and wanted and ordered[place - 1] == ordered[place]:
-    # The moment is divided: begin with the next one.
-    place = np.searchsorted(ordered, ordered[place], side='right')
-  if place >= len(ordered) or place == 0:
-    raise UserError(
-      f'no moment leaves {share:.0%} of {len(ordered)} ratings after it: too '
-      'few distinct timestamps; take another split rule'
-    )
-  return ordered[place]
 
 
 def _require(holds, problem: str) -> None:

@@ -189,14 +189,14 @@ def read_ratings(
 def rating_arrays(table: pa.Table) -> RatingArrays:
   """The columns of a table of ratings as arrays; ids without rows go."""
   return RatingArrays(
-    _used(encode_ids(table['user_id'])),
-    _used(encode_ids(table['item_id'])),
+    drop_unused(encode_ids(table['user_id'])),
+    drop_unused(encode_ids(table['item_id'])),
     table['rating'].to_numpy().astype(np.float32, copy=False),
     table['timestamp'].to_numpy().astype(np.int64, copy=False),
   )
 
 
-def _used(encoded: EncodedIds) -> EncodedIds:
+def drop_unused(encoded: EncodedIds) -> EncodedIds:
   """Drops the ids that no row has (a filter keeps the whole dictionary)."""
   counts = np.bincount(encoded.codes, minlength=len(encoded.ids))
   if counts.all():

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from p4lm.data import movielens, splits, tables
+from p4lm.data import datasets, movielens, splits, tables
 from p4lm.data.atomic import atomic_directory, check_target
+from p4lm.data.rating_data import RatingData
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.data.vocabulary_corpus import training_texts
 from p4lm.errors import UserError
@@ -26,7 +27,7 @@ FORMAT = 1
 VOCABULARY_FILE = 'vocabulary.model'
 RAW = 'raw'
 # The world has some 700 words; a release has tens of thousands.
-DEFAULT_VOCABULARY_SIZES = {'world': 2048, 'movielens': 8192}
+_WORLD_VOCABULARY_SIZE, _VOCABULARY_SIZE = 2048, 8192
 
 _TEXT_TABLES = ('texts', 'pairs', 'relevance', 'rl_prompts')
 
@@ -46,6 +47,7 @@ def make_data(
   num_evaluation_pairs: int = 200,
   write_texts: bool = True,
   drop_unknown_items: bool = False,
+  keep_unknown_items: bool = False,
   world: WorldConfig | None = None,
   writer: TemplateConfig | None = None,
 ) -> dict:
@@ -56,9 +58,10 @@ def make_data(
 
   Args:
     output_dir: directory to make.
-    dataset: 'world' (synthetic, embedded), 'movielens', or the name of a
-      release such as 'ml-25m', which picks it out of several in data_dir.
-    data_dir: MovieLens directory or zip archive; None for the world.
+    dataset: 'world' (synthetic, embedded), 'movielens', the name of a release
+      such as 'ml-25m', which picks it out of several in data_dir,
+      'amazon-2018', 'amazon-2023' or 'regen'.
+    data_dir: directory or zip archive of the data set; None for the world.
     plots_file: JSON lines with `movieId` and `overview`; None takes
       `plots.jsonl` or `overviews.jsonl` beside the release.
     vocabulary: a SentencePiece model to use; None trains one on the texts.
@@ -69,8 +72,11 @@ def make_data(
     test_share: share of the ratings (or users) held out to judge.
     validation_share: share held out to tune.
     num_evaluation_pairs: held-out (user, film) pairs to write about.
-    write_texts: False makes ratings, items and splits alone (for fit_cf).
+    write_texts: False makes ratings, items and splits alone (for fit_cf), which
+      is all that there is for data sets of other things than films.
     drop_unknown_items: count ratings of unlisted films instead of failing.
+    keep_unknown_items: keep Amazon reviews of items without metadata or title,
+      which are dropped and counted otherwise.
     world: size and noise of the world; its seed is `seed`.
     writer: sizes and manner of the texts about a release.
   Returns:
@@ -79,14 +85,20 @@ def make_data(
     UserError: bad input, or output_dir holds something else.
   """
   started = time.monotonic()
-  kind = _kind_of(dataset, data_dir)
+  kind = datasets.kind_of(dataset, data_dir)
   _check_rule(split_rule, write_texts)
-  size = vocabulary_size or DEFAULT_VOCABULARY_SIZES[kind]
-  config = _config_of(kind, world, writer, seed)
-  release = _find(dataset, data_dir) if kind == 'movielens' else None
+  release = datasets.find(
+    dataset,
+    data_dir,
+    drop_unknown_items=drop_unknown_items,
+    keep_unknown_items=keep_unknown_items,
+  )
+  default_size = _VOCABULARY_SIZE if release else _WORLD_VOCABULARY_SIZE
+  size = vocabulary_size or default_size
+  config = _config_of(release, world, writer, seed)
   if release is not None:
     plots_file = plots_file or release.plots_file
-    _check_plots(plots_file, write_texts)
+    _check_plots(release, plots_file, write_texts)
   parameters = {
     'dataset': kind,
     'seed': seed,
@@ -100,6 +112,8 @@ def make_data(
     'texts': _json_of(config),
     'inputs': _fingerprint(release, plots_file, vocabulary),
   }
+  if keep_unknown_items:
+    parameters['keep_unknown_items'] = True
   manifest = _already_made(output_dir, parameters)
   if manifest is not None:
     print(f'{output_dir}: already made, nothing to do')
@@ -122,42 +136,22 @@ def make_data(
   return manifest
 
 
-def _kind_of(dataset: str, data_dir: str | None) -> str:
-  if dataset == 'world':
-    if data_dir is not None:
-      raise UserError(
-        f"dataset is 'world', which has no DATA_DIR, but DATA_DIR is "
-        f"{data_dir}; set DATASET to 'movielens' to read it"
-      )
-    return 'world'
-  if dataset != 'movielens' and not dataset.startswith('ml-'):
-    raise UserError(
-      f"no dataset {dataset!r}; DATASET is 'world', 'movielens' or the name "
-      "of a MovieLens release such as 'ml-25m'"
-    )
-  if data_dir is None:
-    raise UserError(
-      f'dataset {dataset!r} needs DATA_DIR: the directory or zip archive of '
-      'the release'
-    )
-  return 'movielens'
-
-
-def _config_of(kind, world, writer, seed):
-  if kind == 'movielens':
+def _config_of(release, world, writer, seed):
+  if release is not None:
     return writer or TemplateConfig()
   from p4lm.data.world import WorldConfig
 
   return dataclasses.replace(world or WorldConfig(), seed=seed)
 
 
-def _find(dataset: str, data_dir: str) -> movielens.Release:
-  return movielens.find_release(
-    data_dir, '' if dataset == 'movielens' else dataset
-  )
-
-
-def _check_plots(plots_file, write_texts: bool) -> None:
+def _check_plots(release, plots_file, write_texts: bool) -> None:
+  if not release.is_of_films:
+    if write_texts or plots_file is not None:
+      raise UserError(
+        f'{release.describe()} is not of films, the only things that texts are '
+        'written about: set make_data.write_texts = False, and no PLOTS_FILE'
+      )
+    return
   if plots_file is None and write_texts:
     raise UserError(
       'no plots: give PLOTS_FILE (JSON lines with movieId and overview), or '
@@ -256,10 +250,8 @@ def _read(staging, release, plots_file, config, parameters, steps):
   """The ratings and items, and what writes about them (None for no texts)."""
   if release is None:
     return _make_world(staging, config, steps)
-  data = movielens.read_movielens(
-    release, plots_file, drop_unknown_items=parameters['drop_unknown_items']
-  )
-  steps.done('read', _about_ratings(release.source.describe(), data))
+  data = release.read(plots_file)
+  steps.done('read', _about_ratings(release.describe(), data))
   if not parameters['write_texts']:
     return data, None
   return data, TemplateWriter(data.items, config, parameters['seed'])
@@ -352,7 +344,7 @@ class _Steps:
     self._last = now
 
 
-def _about_ratings(what: str, data: movielens.MovieLensData) -> str:
+def _about_ratings(what: str, data: RatingData) -> str:
   return (
     f'{what}: {len(data.ratings):,} ratings, '
     f'{_num_ids(data.ratings, "user_id"):,} users, {len(data.items):,} items'
