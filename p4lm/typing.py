@@ -3,7 +3,7 @@
   B  batch            P  prompt length     L  response length
   S  soft tokens      N  CF vectors        D  model width
   E  CF width         V  vocabulary        G  samples a prompt
-  U  users            I  items
+  U  users            I  items             C  candidates
 
 Annotations are checked at run time by jaxtyping when the tests run.
 """

@@ -26,14 +26,18 @@ def epoch_rows(
   """
   permutations: dict[int, np.ndarray] = {}
 
-  def row_at(position: int) -> int:
-    epoch, place = divmod(position, num_rows)
+  def permutation(epoch: int) -> np.ndarray:
     if epoch not in permutations:
       permutations.pop(epoch - 2, None)
       generator = np.random.default_rng([seed, epoch])
       permutations[epoch] = generator.permutation(num_rows)
-    return permutations[epoch][place]
+    return permutations[epoch]
 
   for step in itertools.count(start_step):
-    first = step * batch_size
-    yield np.array([row_at(first + i) for i in range(batch_size)])
+    positions = step * batch_size + np.arange(batch_size)
+    epochs, places = np.divmod(positions, num_rows)
+    rows = np.empty(batch_size, np.int64)
+    for epoch in range(epochs[0], epochs[-1] + 1):
+      here = epochs == epoch
+      rows[here] = permutation(epoch)[places[here]]
+    yield rows

@@ -1,11 +1,15 @@
-"""Fits the CF embeddings that become soft tokens: ratings -> tables."""
+"""Fits the CF embeddings that become soft tokens: ratings -> tables.
+
+wals       weighted alternating least squares, exact half steps over all pairs
+two_tower  two neural towers, trained by sampled softmax on positive pairs
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,26 +17,31 @@ import numpy as np
 import tqdm
 
 from p4lm import output_directory
-from p4lm.cf.factorization import (
-  Factorization,
-  FactorizationConfig,
-  Interactions,
-  fit,
-)
+from p4lm.cf.factorization import Factorization, FactorizationConfig, fit
 from p4lm.cf.tables import CFTables
-from p4lm.data import tables as data_tables
 from p4lm.errors import UserError
-from p4lm.evaluation import ranking, statistics
-from p4lm.training.metric_writers import MetricWriter
+from p4lm.models.two_tower import TwoTowerConfig
+from p4lm.runs import cf_ratings, cf_report
+from p4lm.runs.fitting import FitConfig
+from p4lm.runs.two_tower_fit import (
+  SampledSoftmaxConfig,
+  TwoTowerFit,
+  fit_two_tower,
+)
+from p4lm.training.metric_writers import MetricWriter, read_metrics
+from p4lm.training.optimizers import OptimizerConfig
 
-_TOP = 20
+METHODS = ('wals', 'two_tower')
 
 
 def fit_cf(
   *,
   data_dir: str,
   output_dir: str,
+  method: str = 'wals',
   width: int = 64,
+  positive_rating: float = 0.0,
+  seed: int = 0,
   epochs: int = 15,
   mode: str = 'explicit',
   alpha0: float = 0.0,
@@ -41,245 +50,263 @@ def fit_cf(
   confidence: str = 'constant',
   confidence_scale: float = 1.0,
   bias_regularization: float = 5.0,
-  positive_rating: float = 0.0,
-  seed: int = 0,
+  two_tower: TwoTowerConfig | None = None,
+  sampling: SampledSoftmaxConfig | None = None,
+  optimizer: OptimizerConfig | None = None,
+  steps: int = 1000,
+  mesh_shape: str | None = None,
+  log_every: int = 50,
+  checkpoint_every: int = 500,
 ) -> None:
-  """Fits user and item embeddings by weighted ALS on the training ratings.
+  """Fits user and item embeddings on the training ratings.
 
   Writes `user_embeddings.npy`, `item_embeddings.npy`, `ids.json` and
-  `tables.json` (see CFTables), `biases.npz` in the explicit mode,
-  `config.json`, `metrics.jsonl` (the objective by epoch) and `fit.json` (what
-  was fitted and how well it predicts the validation ratings). The tables hold
-  the users and items that have training ratings. Started again, a killed fit
-  goes on after its last epoch and a finished one is kept. The rows of a half
-  step are shared by all devices.
+  `tables.json` (see CFTables), what embeds further users (`biases.npz` for
+  explicit ratings, `history_tower.npz` for towers of histories), `config.json`,
+  `metrics.jsonl` (the objective by epoch, the loss by step) and `fit.json`
+  (what was fitted and how well it predicts the validation ratings). The tables
+  hold the users and items that have training ratings. Started again, a killed
+  fit goes on after its last epoch or checkpoint and a finished one is kept.
 
   Args:
     data_dir: tables of `make_data`.
     output_dir: directory of the tables.
+    method: 'wals', whose half steps share their rows among all devices, or
+      'two_tower'.
     width: E, numbers in an embedding.
-    epochs: epochs of two half steps each.
-    mode: 'explicit' factorizes what mean and biases leave of the ratings;
+    positive_rating: implicit feedback (wals in mode 'implicit', two_tower):
+      lower ratings are no interaction.
+    seed: of the first embeddings, and of two_tower's batches.
+    epochs: wals: epochs of two half steps each.
+    mode: wals: 'explicit' factorizes what mean and biases leave of the ratings;
       'implicit' the fact that an item was rated at all.
-    alpha0: weight of all pairs, rated or not.
-    regularization: lambda.
-    exponent: nu: lambda grows with (ratings of the row + alpha0 columns)^nu.
-    confidence: weight of an implicit entry: 'constant', 'linear' or 'log'.
-    confidence_scale: scale of the latter two.
-    bias_regularization: ratings at the mean that each bias starts from.
-    positive_rating: implicit mode: lower ratings are no interaction.
-    seed: of the first user embeddings.
+    alpha0: wals: weight of all pairs, rated or not.
+    regularization: wals: lambda.
+    exponent: wals: nu: lambda grows with (ratings of the row + alpha0
+      columns)^nu.
+    confidence: wals: weight of an implicit entry: 'constant', 'linear' or
+      'log'.
+    confidence_scale: wals: scale of the latter two.
+    bias_regularization: wals: ratings at the mean that each bias starts from.
+    two_tower: shape of the towers.
+    sampling: two_tower: batches, negatives and weights.
+    optimizer: two_tower: its name, rate and schedule; Adagrad by default.
+    steps: two_tower: updates in all.
+    mesh_shape: two_tower: such as 'data=2,fsdp=2'; None puts every device on
+      `data`.
+    log_every, checkpoint_every: two_tower: in steps.
   Raises:
     UserError: the ratings are missing or empty, a parameter is out of range,
-      or `output_dir` holds tables of another fit.
+      the loss is not finite, or `output_dir` holds tables of another fit.
   """
-  config = FactorizationConfig(
-    width=width, epochs=epochs, mode=mode, alpha0=alpha0,
-    regularization=regularization, exponent=exponent, confidence=confidence,
-    confidence_scale=confidence_scale,
-    bias_regularization=bias_regularization, seed=seed,
-  )  # fmt: skip
+  if method == 'wals':
+    chosen = _Wals(
+      FactorizationConfig(
+        width=width, epochs=epochs, mode=mode, alpha0=alpha0,
+        regularization=regularization, exponent=exponent,
+        confidence=confidence, confidence_scale=confidence_scale,
+        bias_regularization=bias_regularization, seed=seed,
+      ),
+      positive_rating,
+    )  # fmt: skip
+  elif method == 'two_tower':
+    optimizer = optimizer or OptimizerConfig(
+      'adagrad', 0.1, schedule='linear', eps=1e-6
+    )
+    chosen = _TwoTower(
+      width,
+      two_tower or TwoTowerConfig(),
+      sampling or SampledSoftmaxConfig(),
+      FitConfig(
+        stage='full',
+        optimizer=optimizer,
+        steps=steps,
+        seed=seed,
+        mesh_shape=mesh_shape,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+      ),
+      positive_rating,
+    )
+  else:
+    raise UserError(f'METHOD is {method!r}; choose one of {", ".join(METHODS)}')
   directory = output_directory.claim(output_dir)
-  about = _describe(data_dir, config, positive_rating)
+  about = _plain(
+    chosen.about() | {'ratings_sha256': cf_ratings.ratings_sha256(data_dir)}
+  )
   if _is_finished(directory, about):
     print(f'fit_cf: {directory} holds these tables already, kept')
     return
-  train = _read(data_dir, 'train', config, positive_rating)
-  model = _fit_with_progress(train.interactions, config, directory)
-  report = _report(data_dir, config, positive_rating, train, model)
+  train = cf_ratings.read_split(data_dir, 'train', chosen.threshold)
+  model = chosen.fit(train.interactions, directory, about)
+  report = _report(data_dir, chosen, train, model, directory)
   _save(directory, about, report, train, model)
-  print(_summary(report))
+  print(cf_report.summary(report))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ratings:
-  """Interactions with the ids behind their rows."""
+class _Wals:
+  """Weighted ALS."""
 
-  interactions: Interactions
-  user_ids: list[str]
-  item_ids: list[str]
+  config: FactorizationConfig
+  positive_rating: float
 
+  @property
+  def threshold(self) -> float | None:
+    """The least rating that is read; None for all."""
+    return None if self.config.mode == 'explicit' else self.positive_rating
 
-def _read(data_dir, split, config, positive_rating) -> _Ratings:
-  ratings = data_tables.read_ratings(data_dir, [split])
-  users, items = ratings.users, ratings.items
-  kept = slice(None)
-  if config.mode == 'implicit' and positive_rating > 0:
-    kept = ratings.ratings >= positive_rating
-    if split == 'train' and not kept.any():
-      raise UserError(
-        f'no training rating in {data_dir} is >= positive_rating '
-        f'{positive_rating}; lower it'
+  def about(self) -> dict:
+    """What the tables depend on beside the ratings."""
+    return {
+      'factorization': dataclasses.asdict(self.config),
+      'positive_rating': self.positive_rating,
+    }
+
+  def fit(self, interactions, directory: Path, about: dict) -> Factorization:
+    """Fits with a bar; the state of `fit.npz` knows what it belongs to."""
+    del about
+    mesh = None
+    if len(jax.devices()) > 1:
+      mesh = jax.sharding.Mesh(np.array(jax.devices()), ('data',))
+    bar = tqdm.tqdm(
+      total=self.config.epochs, desc='fit_cf', unit='epoch', disable=None
+    )
+    with bar, MetricWriter(directory) as writer:
+      epochs = []
+
+      def on_epoch(epoch: int, objective: float) -> None:
+        if not epochs:
+          # The first epoch seen may be one that an earlier start finished.
+          writer.drop_after(epoch - 1)
+        epochs.append(epoch)
+        writer.write(epoch, {'objective': objective})
+        bar.set_postfix(objective=f'{objective:.6g}')
+        bar.update(epoch - bar.n)
+
+      return fit(
+        interactions,
+        self.config,
+        mesh=mesh,
+        checkpoint_path=directory / 'fit.npz',
+        on_epoch=on_epoch,
       )
-  interactions = Interactions(
-    users.codes[kept],
-    items.codes[kept],
-    ratings.ratings[kept],
-    len(users.ids),
-    len(items.ids),
-  )
-  if split == 'train' and not len(interactions.values):
-    raise UserError(f'{data_dir}/ratings.parquet has no row of split train')
-  return _Ratings(interactions, users.ids, items.ids)
+
+  def progress(self, model: Factorization, directory: Path) -> dict:
+    """How the fit went, for the report."""
+    del directory
+    return {
+      'objective': model.objectives[-1],
+      'objectives': list(model.objectives),
+    }
 
 
-def _fit_with_progress(interactions, config, directory) -> Factorization:
-  devices = jax.devices()
-  mesh = None
-  if len(devices) > 1:
-    mesh = jax.sharding.Mesh(np.array(devices), ('data',))
-  bar = tqdm.tqdm(
-    total=config.epochs, desc='fit_cf', unit='epoch', disable=None
-  )
-  with bar, MetricWriter(directory) as writer:
-    epochs = []
+@dataclasses.dataclass(frozen=True)
+class _TwoTower:
+  """Two towers and a sampled softmax."""
 
-    def on_epoch(epoch: int, objective: float) -> None:
-      if not epochs:
-        # The first epoch seen may be one that an earlier start finished.
-        writer.drop_after(epoch - 1)
-      epochs.append(epoch)
-      writer.write(epoch, {'objective': objective})
-      bar.set_postfix(objective=f'{objective:.6g}')
-      bar.update(epoch - bar.n)
+  width: int
+  model: TwoTowerConfig
+  sampling: SampledSoftmaxConfig
+  fit_config: FitConfig
+  positive_rating: float
 
-    return fit(
+  def __post_init__(self):
+    for name, value in (
+      ('width', self.width),
+      ('STEPS', self.fit_config.steps),
+    ):
+      if value < 1:
+        raise UserError(f'{name} is {value}; it must be >= 1')
+
+  @property
+  def threshold(self) -> float:
+    """The least rating that is read."""
+    return self.positive_rating
+
+  def about(self) -> dict:
+    """What the tables depend on beside the ratings."""
+    return {
+      'method': 'two_tower',
+      'width': self.width,
+      'two_tower': dataclasses.asdict(self.model),
+      'sampling': dataclasses.asdict(self.sampling),
+      'optimizer': dataclasses.asdict(self.fit_config.optimizer),
+      'steps': self.fit_config.steps,
+      'seed': self.fit_config.seed,
+      'positive_rating': self.positive_rating,
+    }
+
+  def fit(self, interactions, directory: Path, about: dict) -> TwoTowerFit:
+    """Trains; checkpoints belong to the `config.json` that is beside them."""
+    found = _read_about(directory)
+    if (directory / 'checkpoints').exists() and (
+      found is None or found | {'steps': about['steps']} != about
+    ):
+      raise UserError(
+        f'OUTPUT_DIR {directory} holds the checkpoints of a fit with other '
+        'ratings or another configuration; choose another --gin.OUTPUT_DIR'
+      )
+    _write_json(directory / 'config.json', about)
+    return fit_two_tower(
       interactions,
-      config,
-      mesh=mesh,
-      checkpoint_path=directory / 'fit.npz',
-      on_epoch=on_epoch,
+      directory,
+      width=self.width,
+      model=self.model,
+      sampling=self.sampling,
+      fit_config=self.fit_config,
     )
 
+  def progress(self, model: TwoTowerFit, directory: Path) -> dict:
+    """How the training went, for the report."""
+    del model
+    last = read_metrics(directory)[-1]
+    return {'steps': last['step'], 'loss': last['loss']}
 
-def _report(data_dir, config, positive_rating, train, model) -> dict:
-  validation = _read(data_dir, 'validation', config, positive_rating)
-  known = _known_pairs(train, validation)
-  score = _rating_error if config.mode == 'explicit' else _ranking_quality
+
+def _report(data_dir, chosen, train, model, directory) -> dict:
+  validation = cf_ratings.read_split(data_dir, 'validation', chosen.threshold)
+  known = cf_ratings.known_pairs(train, validation)
+  seen = train.interactions
+  if not len(known.values):
+    quality = {}
+  elif isinstance(model, Factorization) and model.biases is not None:
+    quality = cf_report.rating_error(known, model)
+  else:
+    quality = cf_report.ranking_quality(
+      seen, known, model.user_embeddings, model.item_embeddings
+    )
   return {
-    'users': len(train.user_ids),
-    'items': len(train.item_ids),
-    'train_ratings': len(train.interactions.values),
-    'empty_users': model.empty_users,
-    'empty_items': model.empty_items,
-    'objective': model.objectives[-1],
-    'objectives': list(model.objectives),
+    'users': seen.num_users,
+    'items': seen.num_items,
+    'train_ratings': len(seen.values),
+    'empty_users': seen.num_users - len(np.unique(seen.user_rows)),
+    'empty_items': seen.num_items - len(np.unique(seen.item_rows)),
+    **chosen.progress(model, directory),
     'validation_ratings': len(known.values),
     'validation_ratings_of_unknown_ids': (
       len(validation.interactions.values) - len(known.values)
     ),
-    **(score(train, known, model) if len(known.values) else {}),
+    **quality,
   }
 
 
-def _known_pairs(train: _Ratings, other: _Ratings) -> Interactions:
-  """The other split's entries in the rows of the training ids."""
-  found = other.interactions
-  user_row = {id_: row for row, id_ in enumerate(train.user_ids)}
-  item_row = {id_: row for row, id_ in enumerate(train.item_ids)}
-  users = np.array([user_row.get(i, -1) for i in other.user_ids], np.int32)
-  items = np.array([item_row.get(i, -1) for i in other.item_ids], np.int32)
-  user_rows, item_rows = users[found.user_rows], items[found.item_rows]
-  kept = (user_rows >= 0) & (item_rows >= 0)
-  return Interactions(
-    user_rows[kept],
-    item_rows[kept],
-    found.values[kept],
-    len(train.user_ids),
-    len(train.item_ids),
-  )
-
-
-def _rating_error(train, known, model) -> dict:
-  """RMSE of the model, of the biases alone and of the training mean."""
-  values = np.asarray(known.values, np.float64)
-  pairs = known.user_rows, known.item_rows
-  guesses = {
-    'validation_rmse': model.predict(*pairs),
-    'validation_rmse_biases': model.biases.expected(*pairs),
-    'validation_rmse_mean': np.full_like(values, model.biases.mean),
-  }
-  return {
-    name: float(np.sqrt(np.mean((values - guess) ** 2)))
-    for name, guess in guesses.items()
-  }
-
-
-def _ranking_quality(train, known, model) -> dict:
-  """NDCG@20 of the model and of popularity, and their paired difference."""
-  seen = train.interactions
-  rated = ranking.ItemLists.from_pairs(
-    seen.user_rows, seen.item_rows, seen.num_users
-  )
-  truth = ranking.ItemLists.from_pairs(
-    known.user_rows, known.item_rows, seen.num_users
-  )
-  popularity = np.bincount(seen.item_rows, minlength=seen.num_items)
-  found = {}
-  for name, users, items in (
-    ('model', model.user_embeddings, model.item_embeddings),
-    ('popularity', np.ones((seen.num_users, 1)), popularity[:, None]),
-  ):
-    top = ranking.top_items(users, items, _TOP, exclude=rated)
-    result = ranking.evaluate_lists(top, truth, [_TOP])
-    values = result.values[f'ndcg@{_TOP}']
-    found[name] = values[~np.isnan(values)]
-  gain = found['model'] - found['popularity']
-  (interval,) = statistics.mean_intervals(gain, samples=2000)
-  return {
-    f'validation_ndcg@{_TOP}': float(found['model'].mean()),
-    f'validation_ndcg@{_TOP}_popularity': float(found['popularity'].mean()),
-    f'validation_ndcg@{_TOP}_gain': interval.as_dict(),
-    'conventions': ranking.CONVENTIONS,
-  }
-
-
-def _summary(report: dict) -> str:
-  head = (
-    f'fit_cf: {report["users"]} users, {report["items"]} items, '
-    f'{report["train_ratings"]} ratings'
-  )
-  if 'validation_rmse' in report:
-    return (
-      f'{head}; validation RMSE {report["validation_rmse"]:.4f} '
-      f'(biases alone {report["validation_rmse_biases"]:.4f})'
-    )
-  if f'validation_ndcg@{_TOP}' in report:
-    return (
-      f'{head}; validation NDCG@{_TOP} {report[f"validation_ndcg@{_TOP}"]:.4f} '
-      f'(popularity {report[f"validation_ndcg@{_TOP}_popularity"]:.4f})'
-    )
-  return f'{head}; no validation rating to predict'
-
-
-def _save(directory: Path, about, report, train, model: Factorization) -> None:
+def _save(directory: Path, about, report, train, model) -> None:
   """Writes everything, the tables last: they vouch for the rest."""
   _write_json(directory / 'config.json', about)
   _write_json(directory / 'fit.json', report)
-  if model.biases is not None:
-    model.biases.save(directory)
+  if isinstance(model, Factorization):
+    beside = model.biases
+  else:
+    beside = model.history_tower
+  if beside is not None:
+    beside.save(directory)
   tables = CFTables(
     model.user_embeddings, model.item_embeddings, train.user_ids, train.item_ids
   )
   tables.save(directory)
   (directory / 'fit.npz').unlink(missing_ok=True)
-
-
-def _describe(data_dir, config, positive_rating) -> dict:
-  """What the tables depend on; equal descriptions give equal tables."""
-  path = Path(data_dir) / 'ratings.parquet'
-  if not path.is_file():
-    raise UserError(
-      f'{path} does not exist; DATA_DIR must be a directory that make_data '
-      'wrote'
-    )
-  with path.open('rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  return {
-    'factorization': dataclasses.asdict(config),
-    'positive_rating': positive_rating,
-    'ratings_sha256': digest,
-  }
+  shutil.rmtree(directory / 'checkpoints', ignore_errors=True)
 
 
 def _is_finished(directory: Path, about: dict) -> bool:
@@ -290,17 +317,26 @@ def _is_finished(directory: Path, about: dict) -> bool:
   """
   if not (directory / 'tables.json').exists():
     return False
-  try:
-    found = json.loads((directory / 'config.json').read_text())
-  except (OSError, ValueError):
-    found = None
-  if found != about:
+  if _read_about(directory) != about:
     raise UserError(
       f'OUTPUT_DIR {directory} holds CF tables of other ratings or another '
       'configuration; choose another --gin.OUTPUT_DIR'
     )
   CFTables.load(directory)
   return True
+
+
+def _read_about(directory: Path) -> dict | None:
+  """The `config.json` of an earlier start, if it can be read."""
+  try:
+    return json.loads((directory / 'config.json').read_text())
+  except (OSError, ValueError):
+    return None
+
+
+def _plain(about: dict) -> dict:
+  """As it will be read again: JSON has no tuples."""
+  return json.loads(json.dumps(about))
 
 
 def _write_json(path: Path, value) -> None:

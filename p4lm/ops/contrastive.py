@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from p4lm.ops.masks import at_least_float32, masked_mean
+from p4lm.ops.masks import at_least_float32, hide, masked_mean
 from p4lm.typing import Array, Bool, Float
 
 
@@ -41,8 +41,8 @@ def info_nce_loss(
   """
   if not temperature > 0:
     raise ValueError(f'temperature must be above 0, got {temperature}')
-  queries = _unit_rows(query_embeddings, example_mask)
-  keys = _unit_rows(key_embeddings, example_mask)
+  queries = unit_rows(hide(query_embeddings, example_mask[:, None]))
+  keys = unit_rows(hide(key_embeddings, example_mask[:, None]))
   scores = queries @ keys.T / temperature
   # A padded row keeps every key, so that its softmax stays finite.
   allowed = example_mask[None, :] | ~example_mask[:, None]
@@ -51,9 +51,14 @@ def info_nce_loss(
   return masked_mean(losses, example_mask)
 
 
-def _unit_rows(embeddings, example_mask):
+def unit_rows(embeddings: Float[Array, '*B D']) -> Float[Array, '*B D']:
+  """Rows divided by their Euclidean norm; zero rows and their gradient stay 0.
+
+  >>> print(unit_rows(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
+  [[0.6 0.8]
+   [0.  0. ]]
+  """
   embeddings = at_least_float32(embeddings)
-  kept = jnp.where(example_mask[:, None], embeddings, 0.0)
-  squares = jnp.sum(jnp.square(kept), axis=1, keepdims=True)
+  squares = jnp.sum(jnp.square(embeddings), axis=-1, keepdims=True)
   # The root of 0 has an infinite slope: zero rows divide by 1 instead.
-  return kept / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+  return embeddings / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))

@@ -31,6 +31,8 @@ STANDARD_RULES: Rules = {
   'lora_rank': None,
   'scores': None,
   'features': None,
+  'users': ('fsdp', 'model'),
+  'items': ('fsdp', 'model'),
 }
 
 

@@ -12,7 +12,7 @@ from p4lm.errors import UserError
 from p4lm.training.leaf_names import leaf_name
 from p4lm.typing import PyTree
 
-_NAMES = ('adamw', 'adafactor')
+_NAMES = ('adamw', 'adafactor', 'adagrad')
 _SCHEDULES = ('constant', 'cosine', 'linear')
 
 
@@ -21,20 +21,22 @@ class OptimizerConfig:
   """An optimizer, its schedule and its clipping.
 
   Attributes:
-    name: 'adamw' or 'adafactor' (factored second moments, updates relative to
-      the size of each parameter, no momentum: T5's choice).
+    name: 'adamw', 'adafactor' (factored second moments, updates relative to
+      the size of each parameter, no momentum: T5's choice) or 'adagrad' (an
+      entry without gradient stays as it is: for tables of embeddings).
     learning_rate: the peak, reached after the warm-up.
     warmup_steps: steps of linear growth from zero.
     schedule: after the warm-up 'constant', or down to `final_fraction` of the
       peak at the last step along a 'cosine' or a line ('linear').
-    weight_decay: decoupled, per unit of learning rate for adamw; per step for
-      adafactor.
+    weight_decay: decoupled, per unit of learning rate for adamw and adagrad;
+      per step for adafactor.
     decay_exclude: regular expression over parameter names that are not
       decayed; None decays all.
     clip_norm: gradients longer than this (global norm) are scaled down to it;
       0 leaves them.
     b1, b2: decay of adamw's moments.
-    eps: adamw's term in the denominator.
+    eps: adamw's term in the denominator; the value that adagrad's sums of
+      squares start from.
     final_fraction: of the peak, where a schedule ends.
   """
 
@@ -98,6 +100,13 @@ class OptimizerConfig:
         schedule,
         weight_decay_rate=self.weight_decay or None,
         weight_decay_mask=self._decay_mask,
+      )
+    elif self.name == 'adagrad':
+      decay = optax.add_decayed_weights(self.weight_decay, self._decay_mask)
+      update = optax.chain(
+        optax.scale_by_rss(initial_accumulator_value=self.eps, eps=0.0),
+        *([decay] if self.weight_decay else []),
+        optax.scale_by_learning_rate(schedule),
       )
     else:
       update = optax.adamw(

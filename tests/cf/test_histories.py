@@ -1,5 +1,7 @@
 """Users without an id are embedded as the fit embedded its own."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +11,8 @@ from p4lm.cf.histories import HistoryEmbedder
 from p4lm.cf.tables import CFTables
 from p4lm.errors import UserError
 from p4lm.jobs.fit_cf import fit_cf
+from p4lm.models.two_tower import TwoTowerConfig
+from p4lm.runs.two_tower_fit import SampledSoftmaxConfig
 
 USERS, ITEMS = 30, 20
 
@@ -28,9 +32,9 @@ def ratings():
   }
 
 
-@pytest.fixture(scope='module', params=['explicit', 'implicit'])
-def fitted(request, ratings, tmp_path_factory):
-  directory = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope='module')
+def data_directory(ratings, tmp_path_factory):
+  directory = tmp_path_factory.mktemp('data')
   rows = [(user, e) for user, history in ratings.items() for e in history]
   table = pa.table(
     {
@@ -42,12 +46,35 @@ def fitted(request, ratings, tmp_path_factory):
     }
   )
   pq.write_table(table, directory / 'ratings.parquet')
+  return directory
+
+
+# Ratings below 3 are no interaction, unless the fit is explicit.
+FITS = {
+  'explicit': dict(epochs=4, mode='explicit', regularization=0.05),
+  'implicit': dict(
+    epochs=4, mode='implicit', regularization=0.05, positive_rating=3.0
+  ),
+  'two_tower': dict(
+    method='two_tower',
+    two_tower=TwoTowerConfig(hidden_widths=(6,)),
+    sampling=SampledSoftmaxConfig(batch_size=32, history_length=4),
+    steps=20,
+    positive_rating=3.0,
+  ),
+}
+
+
+@pytest.fixture(scope='module', params=FITS)
+def fitted(request, data_directory):
+  directory = data_directory / request.param
   fit_cf(
-    data_dir=str(directory), output_dir=str(directory / 'cf'), width=4,
-    epochs=4, mode=request.param, regularization=0.05,
-    positive_rating=3.0 if request.param == 'implicit' else 0.0,
-  )  # fmt: skip
-  return directory / 'cf'
+    data_dir=str(data_directory),
+    output_dir=str(directory),
+    width=4,
+    **FITS[request.param],
+  )
+  return directory
 
 
 def test_training_users_get_their_vectors_back(fitted, ratings):
@@ -96,7 +123,7 @@ def test_a_bad_history_is_told(fitted, history, message):
 def test_explicit_fits_need_ratings_and_implicit_ones_do_not(fitted):
   embedder = HistoryEmbedder(fitted, CFTables.load(fitted))
   history = [{'item_id': 'i1'}, {'item_id': 'i2'}]
-  if 'explicit' in str(fitted):
+  if fitted.name == 'explicit':
     with pytest.raises(UserError, match='must be a number, got None'):
       embedder.embed(history)
   else:
@@ -105,6 +132,29 @@ def test_explicit_fits_need_ratings_and_implicit_ones_do_not(fitted):
     np.testing.assert_allclose(
       embedder.embed(history), embedder.embed([*seen, disliked]), rtol=1e-6
     )
+
+
+def test_a_tower_of_ids_refuses_histories(data_directory, tmp_path):
+  fit_cf(
+    data_dir=str(data_directory), output_dir=str(tmp_path), width=4, steps=2,
+    method='two_tower', two_tower=TwoTowerConfig(user_tower='id'),
+    sampling=SampledSoftmaxConfig(batch_size=8),
+  )  # fmt: skip
+  tables = CFTables.load(tmp_path)
+  assert np.linalg.norm(tables.lookup('user', 'u3')) > 0
+  with pytest.raises(UserError, match="'id', which knows users by their ids"):
+    HistoryEmbedder(tmp_path, tables)
+
+
+def test_a_lost_tower_is_told(fitted, tmp_path):
+  about = {
+    'method': 'two_tower',
+    'two_tower': {'user_tower': 'history'},
+    'positive_rating': 0.0,
+  }
+  (tmp_path / 'config.json').write_text(json.dumps(about))
+  with pytest.raises(UserError, match='history_tower.npz is missing'):
+    HistoryEmbedder(tmp_path, CFTables.load(fitted))
 
 
 def test_tables_of_unknown_origin_are_told(fitted, tmp_path):

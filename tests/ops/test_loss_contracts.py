@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from p4lm.ops import contrastive, kl, policy_gradient, preference, supervised
+from p4lm.ops import (
+  contrastive,
+  kl,
+  policy_gradient,
+  preference,
+  sampled_softmax,
+  supervised,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +42,7 @@ class LossCase:
 
 _TOKENS = jnp.array([[0, 2, 1], [3, 1, 0], [2, 2, 2], [1, 0, 3]])
 _BL = (4, 3)
+_CANDIDATES = jnp.array([3, 0, 3, 1, 2, 0, 4, 3])
 
 
 CASES = {
@@ -119,6 +127,23 @@ CASES = {
     lambda x, c, m: contrastive.info_nce_loss(*x, example_mask=m),
     shapes=((6, 4), (6, 4)),
   ),
+  **{
+    f'sampled_softmax_{correction}': LossCase(
+      lambda x, c, m, correction=correction: (
+        sampled_softmax.sampled_softmax_loss(
+          x[0],
+          _CANDIDATES,
+          jnp.log(1.0 + _CANDIDATES),
+          example_mask=m,
+          example_weights=jnp.abs(c[0]),
+          correction=correction,
+        )
+      ),
+      shapes=((6, 8),),
+      constant_shapes=((6,),),
+    )
+    for correction in ('importance', 'posterior', 'none')
+  },
 }
 
 

@@ -82,6 +82,17 @@ def test_every_epoch_has_every_row_once_and_steps_are_addressed():
   assert not np.array_equal(next(other), whole[0])
 
 
+@pytest.mark.parametrize('size', [1, 4, 10, 23])
+def test_batches_cut_the_permutations_written_one_after_the_other(size):
+  shuffles = [np.random.default_rng([5, e]).permutation(10) for e in range(12)]
+  whole = np.concatenate(shuffles)
+  for start, rows in zip(
+    range(1, 5), epoch_rows(10, size, seed=5, start_step=1)
+  ):
+    assert rows.dtype == np.int64
+    np.testing.assert_array_equal(rows, whole[start * size :][:size])
+
+
 def test_the_other_user_is_never_the_own_one():
   users = ['a', 'b', 'a', 'c', 'd', 'c']
   others = other_users(users, seed=0)

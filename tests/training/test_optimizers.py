@@ -72,6 +72,28 @@ def test_adafactor_steps_relative_to_each_parameters_size():
   )
 
 
+def test_adagrad_divides_by_the_root_of_all_squares_so_far():
+  """Entries without gradient stay; sums of squares start at eps."""
+  options = {'learning_rate': 0.1, 'clip_norm': 0.0, 'eps': 0.09}
+  config = OptimizerConfig(name='adagrad', **options)
+  first, second = updates(config), updates(config, steps=2)
+  # 0.4 / sqrt(0.09 + 0.16) = 0.8, and 0.4 / sqrt(0.09 + 2 * 0.16) after that.
+  expected = [-0.1 * 0.3 / 0.18**0.5, -0.1 * 0.8]
+  np.testing.assert_allclose(first['layer']['kernel'], [expected], rtol=1e-6)
+  expected = [-0.1 * 0.3 / 0.27**0.5, -0.1 * 0.4 / 0.41**0.5]
+  np.testing.assert_allclose(second['layer']['kernel'], [expected], rtol=1e-6)
+  np.testing.assert_array_equal(second['bias'], 0.0)
+  decayed = updates(
+    OptimizerConfig(name='adagrad', weight_decay=0.5, **options)
+  )
+  np.testing.assert_allclose(
+    decayed['layer']['kernel'] - first['layer']['kernel'],
+    -0.1 * 0.5 * np.array([[1.0, -2.0]]),
+    rtol=1e-5,
+  )
+  np.testing.assert_array_equal(decayed['bias'], 0.0)
+
+
 @pytest.mark.parametrize(
   'schedule, expected',
   [
@@ -91,7 +113,7 @@ def test_schedules_warm_up_and_end_at_their_fraction(schedule, expected):
 @pytest.mark.parametrize(
   'options, message',
   [
-    ({'name': 'sgd'}, "name must be one of adamw, adafactor; got 'sgd'"),
+    ({'name': 'sgd'}, "one of adamw, adafactor, adagrad; got 'sgd'"),
     ({'schedule': 'step'}, "schedule.*got 'step'"),
     ({'learning_rate': 0.0}, 'learning_rate must be positive, got 0.0'),
     ({'learning_rate': float('nan')}, 'learning_rate must be positive'),
