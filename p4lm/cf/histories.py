@@ -22,7 +22,8 @@ class HistoryEmbedder:
   """Folds histories into the tables of a `fit_cf` directory.
 
   One half step of the fit itself, with its regularisation scaled by the
-  history's length: the training ratings of a user give back the user's row.
+  history's length: the training ratings of a user give back the user's row
+  (but for a fit that weighed ratings by age: all of a history count as new).
 
   Args:
     directory: OUTPUT_DIR of `fit_cf`.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,13 +19,18 @@ from p4lm.cf.factorization import (
   Interactions,
   fit,
 )
+from p4lm.cf.recency import recency_weights
 from p4lm.cf.tables import CFTables
 from p4lm.data import tables as data_tables
 from p4lm.errors import UserError
-from p4lm.evaluation import ranking, statistics
+from p4lm.evaluation import ranking
+from p4lm.runs.held_out import positions, read_held_out
+from p4lm.runs.rankers import popularity_ranker, ranker_of_tables
 from p4lm.training.metric_writers import MetricWriter
 
 _TOP = 20
+# The test split judges what was fitted.
+_FITTED_SPLITS = ('train', 'validation')
 
 
 def fit_cf(
@@ -42,6 +47,8 @@ def fit_cf(
   confidence_scale: float = 1.0,
   bias_regularization: float = 5.0,
   positive_rating: float = 0.0,
+  half_life_days: float | None = None,
+  splits: Sequence[str] = ('train',),
   seed: int = 0,
 ) -> None:
   """Fits user and item embeddings by weighted ALS on the training ratings.
@@ -49,10 +56,11 @@ def fit_cf(
   Writes `user_embeddings.npy`, `item_embeddings.npy`, `ids.json` and
   `tables.json` (see CFTables), `biases.npz` in the explicit mode,
   `config.json`, `metrics.jsonl` (the objective by epoch) and `fit.json` (what
-  was fitted and how well it predicts the validation ratings). The tables hold
-  the users and items that have training ratings. Started again, a killed fit
-  goes on after its last epoch and a finished one is kept. The rows of a half
-  step are shared by all devices.
+  was fitted and how well it predicts the validation ratings, unless they are
+  fitted too). The tables hold the users and items that have ratings in these
+  splits; `evaluate` ranks the test ratings with them. Started again, a killed
+  fit goes on after its last epoch and a finished one is kept. The rows of a
+  half step are shared by all devices.
 
   Args:
     data_dir: tables of `make_data`.
@@ -68,9 +76,14 @@ def fit_cf(
     confidence_scale: scale of the latter two.
     bias_regularization: ratings at the mean that each bias starts from.
     positive_rating: implicit mode: lower ratings are no interaction.
+    half_life_days: implicit mode: the weight of a rating is halved for every
+      so many days that it is older than the newest; None weighs all alike.
+    splits: whose ratings are fitted: ('train',), or ('train', 'validation')
+      once the configuration is chosen.
     seed: of the first user embeddings.
   Raises:
     UserError: the ratings are missing or empty, a parameter is out of range,
+      the test split is to be fitted,
       or `output_dir` holds tables of another fit.
   """
   config = FactorizationConfig(
@@ -79,16 +92,39 @@ def fit_cf(
     confidence_scale=confidence_scale,
     bias_regularization=bias_regularization, seed=seed,
   )  # fmt: skip
+  _check_options(config, half_life_days, splits)
   directory = output_directory.claim(output_dir)
-  about = _describe(data_dir, config, positive_rating)
+  about = _describe(data_dir, config, positive_rating, half_life_days, splits)
   if _is_finished(directory, about):
     print(f'fit_cf: {directory} holds these tables already, kept')
     return
-  train = _read(data_dir, 'train', config, positive_rating)
+  train = _read(data_dir, splits, config, positive_rating, half_life_days)
   model = _fit_with_progress(train.interactions, config, directory)
-  report = _report(data_dir, config, positive_rating, train, model)
-  _save(directory, about, report, train, model)
+  tables = CFTables(
+    model.user_embeddings, model.item_embeddings, train.user_ids,
+    train.item_ids, scale='raw',
+  )  # fmt: skip
+  report = _about_fit(train, model)
+  if 'validation' not in splits:
+    report |= _about_validation(
+      data_dir, config, positive_rating, train, model, tables
+    )
+  _save(directory, about, report, tables, model)
   print(_summary(report))
+
+
+def _check_options(config, half_life_days, splits) -> None:
+  wrong = [name for name in splits if name not in _FITTED_SPLITS]
+  if isinstance(splits, str) or not splits or wrong:
+    raise UserError(
+      f'splits is {splits!r}; fit on {_FITTED_SPLITS[:1]} or {_FITTED_SPLITS}: '
+      'the test ratings judge'
+    )
+  if half_life_days is not None and config.mode != 'implicit':
+    raise UserError(
+      f'half_life_days is {half_life_days} but the mode is {config.mode!r}; '
+      "it weighs interactions of mode 'implicit'"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,26 +136,36 @@ class _Ratings:
   item_ids: list[str]
 
 
-def _read(data_dir, split, config, positive_rating) -> _Ratings:
-  ratings = data_tables.read_ratings(data_dir, [split])
+def _read(
+  data_dir, splits, config, positive_rating, half_life_days=None
+) -> _Ratings:
+  ratings = data_tables.read_ratings(data_dir, splits)
   users, items = ratings.users, ratings.items
+  if not len(ratings.ratings):
+    raise UserError(
+      f'{data_dir}/ratings.parquet has no row of split {" or ".join(splits)}'
+    )
   kept = slice(None)
   if config.mode == 'implicit' and positive_rating > 0:
     kept = ratings.ratings >= positive_rating
-    if split == 'train' and not kept.any():
+    if not kept.any():
       raise UserError(
-        f'no training rating in {data_dir} is >= positive_rating '
-        f'{positive_rating}; lower it'
+        f'no rating of {" or ".join(splits)} in {data_dir} is >= '
+        f'positive_rating {positive_rating}; lower it'
       )
+  weights = None
+  if half_life_days is not None:
+    weights = config.confidences(ratings.ratings[kept]) * recency_weights(
+      ratings.timestamps[kept], half_life_days
+    )
   interactions = Interactions(
     users.codes[kept],
     items.codes[kept],
     ratings.ratings[kept],
     len(users.ids),
     len(items.ids),
+    weights,
   )
-  if split == 'train' and not len(interactions.values):
-    raise UserError(f'{data_dir}/ratings.parquet has no row of split train')
   return _Ratings(interactions, users.ids, items.ids)
 
 
@@ -152,10 +198,7 @@ def _fit_with_progress(interactions, config, directory) -> Factorization:
     )
 
 
-def _report(data_dir, config, positive_rating, train, model) -> dict:
-  validation = _read(data_dir, 'validation', config, positive_rating)
-  known = _known_pairs(train, validation)
-  score = _rating_error if config.mode == 'explicit' else _ranking_quality
+def _about_fit(train: _Ratings, model: Factorization) -> dict:
   return {
     'users': len(train.user_ids),
     'items': len(train.item_ids),
@@ -164,33 +207,43 @@ def _report(data_dir, config, positive_rating, train, model) -> dict:
     'empty_items': model.empty_items,
     'objective': model.objectives[-1],
     'objectives': list(model.objectives),
-    'validation_ratings': len(known.values),
-    'validation_ratings_of_unknown_ids': (
-      len(validation.interactions.values) - len(known.values)
-    ),
-    **(score(train, known, model) if len(known.values) else {}),
   }
 
 
-def _known_pairs(train: _Ratings, other: _Ratings) -> Interactions:
-  """The other split's entries in the rows of the training ids."""
-  found = other.interactions
-  user_row = {id_: row for row, id_ in enumerate(train.user_ids)}
-  item_row = {id_: row for row, id_ in enumerate(train.item_ids)}
-  users = np.array([user_row.get(i, -1) for i in other.user_ids], np.int32)
-  items = np.array([item_row.get(i, -1) for i in other.item_ids], np.int32)
-  user_rows, item_rows = users[found.user_rows], items[found.item_rows]
-  kept = (user_rows >= 0) & (item_rows >= 0)
+def _about_validation(
+  data_dir, config, positive_rating, train, model, tables
+) -> dict:
+  """How well the fit predicts the validation ratings, where it can."""
+  ratings = data_tables.read_ratings(data_dir, ['validation'])
+  lowest = positive_rating if config.mode == 'implicit' else -np.inf
+  known = _known_pairs(train, ratings, lowest)
+  unknown = int(np.sum(ratings.ratings >= lowest)) - len(known.values)
+  found = {
+    'validation_ratings': len(known.values),
+    'validation_ratings_of_unknown_ids': unknown,
+  }
+  if not len(known.values):
+    return found
+  if config.mode == 'explicit':
+    return found | _rating_error(known, model)
+  return found | _ranking_quality(data_dir, positive_rating, tables)
+
+
+def _known_pairs(train: _Ratings, other, lowest: float) -> Interactions:
+  """Other ratings, at least `lowest`, in the rows of the training ids."""
+  users = positions(other.users.ids, train.user_ids)[other.users.codes]
+  items = positions(other.items.ids, train.item_ids)[other.items.codes]
+  kept = (users >= 0) & (items >= 0) & (other.ratings >= lowest)
   return Interactions(
-    user_rows[kept],
-    item_rows[kept],
-    found.values[kept],
+    users[kept],
+    items[kept],
+    other.ratings[kept],
     len(train.user_ids),
     len(train.item_ids),
   )
 
 
-def _rating_error(train, known, model) -> dict:
+def _rating_error(known, model) -> dict:
   """RMSE of the model, of the biases alone and of the training mean."""
   values = np.asarray(known.values, np.float64)
   pairs = known.user_rows, known.item_rows
@@ -205,31 +258,27 @@ def _rating_error(train, known, model) -> dict:
   }
 
 
-def _ranking_quality(train, known, model) -> dict:
+def _ranking_quality(data_dir, positive_rating, tables) -> dict:
   """NDCG@20 of the model and of popularity, and their paired difference."""
-  seen = train.interactions
-  rated = ranking.ItemLists.from_pairs(
-    seen.user_rows, seen.item_rows, seen.num_users
+  held_out = read_held_out(
+    data_dir, split='validation', relevant_rating=positive_rating
   )
-  truth = ranking.ItemLists.from_pairs(
-    known.user_rows, known.item_rows, seen.num_users
-  )
-  popularity = np.bincount(seen.item_rows, minlength=seen.num_items)
-  found = {}
-  for name, users, items in (
-    ('model', model.user_embeddings, model.item_embeddings),
-    ('popularity', np.ones((seen.num_users, 1)), popularity[:, None]),
-  ):
-    top = ranking.top_items(users, items, _TOP, exclude=rated)
-    result = ranking.evaluate_lists(top, truth, [_TOP])
-    values = result.values[f'ndcg@{_TOP}']
-    found[name] = values[~np.isnan(values)]
-  gain = found['model'] - found['popularity']
-  (interval,) = statistics.mean_intervals(gain, samples=2000)
+  metric = f'ndcg@{_TOP}'
+  results = {
+    name: ranking.evaluate_lists(
+      ranker.top(held_out, _TOP), held_out.truth, [_TOP]
+    )
+    for name, ranker in (
+      ('model', ranker_of_tables(held_out, tables)),
+      ('popularity', popularity_ranker(held_out)),
+    )
+  }
+  (gain,) = ranking.contrasts(results, [('model', 'popularity')], [metric])
   return {
-    f'validation_ndcg@{_TOP}': float(found['model'].mean()),
-    f'validation_ndcg@{_TOP}_popularity': float(found['popularity'].mean()),
-    f'validation_ndcg@{_TOP}_gain': interval.as_dict(),
+    f'validation_{metric}': results['model'].means()[metric],
+    f'validation_{metric}_popularity': results['popularity'].means()[metric],
+    f'validation_{metric}_gain': gain.difference.as_dict(),
+    'validation_users': len(held_out.user_ids),
     'conventions': ranking.CONVENTIONS,
   }
 
@@ -249,23 +298,22 @@ def _summary(report: dict) -> str:
       f'{head}; validation NDCG@{_TOP} {report[f"validation_ndcg@{_TOP}"]:.4f} '
       f'(popularity {report[f"validation_ndcg@{_TOP}_popularity"]:.4f})'
     )
-  return f'{head}; no validation rating to predict'
+  if 'validation_ratings' in report:
+    return f'{head}; no validation rating to predict'
+  return f'{head}; validation ratings among them'
 
 
-def _save(directory: Path, about, report, train, model: Factorization) -> None:
+def _save(directory: Path, about, report, tables, model: Factorization) -> None:
   """Writes everything, the tables last: they vouch for the rest."""
   _write_json(directory / 'config.json', about)
   _write_json(directory / 'fit.json', report)
   if model.biases is not None:
     model.biases.save(directory)
-  tables = CFTables(
-    model.user_embeddings, model.item_embeddings, train.user_ids, train.item_ids
-  )
   tables.save(directory)
   (directory / 'fit.npz').unlink(missing_ok=True)
 
 
-def _describe(data_dir, config, positive_rating) -> dict:
+def _describe(data_dir, config, positive_rating, half_life_days, splits):
   """What the tables depend on; equal descriptions give equal tables."""
   path = Path(data_dir) / 'ratings.parquet'
   if not path.is_file():
@@ -273,12 +321,12 @@ def _describe(data_dir, config, positive_rating) -> dict:
       f'{path} does not exist; DATA_DIR must be a directory that make_data '
       'wrote'
     )
-  with path.open('rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
   return {
     'factorization': dataclasses.asdict(config),
     'positive_rating': positive_rating,
-    'ratings_sha256': digest,
+    'half_life_days': half_life_days,
+    'splits': list(splits),
+    'ratings_sha256': data_tables.hash_file(path),
   }
 
 
