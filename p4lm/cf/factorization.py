@@ -100,6 +100,12 @@ class FactorizationConfig:
       exponent=self.exponent,
     )
 
+  def confidences(self, values) -> np.ndarray:
+    """c of implicit entries with these strengths, float64 [M]."""
+    return objective.confidences(
+      values, rule=self.confidence, scale=self.confidence_scale
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Factorization:
@@ -260,18 +266,7 @@ def observed_terms(interactions, config, biases):
     expected = biases.expected(interactions.user_rows, interactions.item_rows)
     targets, weights = values - expected, np.ones_like(values)
   else:
-    if len(values) and values.min() < 0:
-      raise UserError(
-        f'values[{int(values.argmin())}] is {values.min()}; the implicit mode '
-        "takes strengths >= 0. Drop it, or use mode='explicit'"
-      )
-    scale = config.confidence_scale
-    rules = dict(
-      constant=lambda v: np.ones_like(v),
-      linear=lambda v: 1 + scale * v,
-      log=lambda v: 1 + scale * np.log1p(v),
-    )
-    targets, weights = np.ones_like(values), rules[config.confidence](values)
+    targets, weights = np.ones_like(values), config.confidences(values)
   if interactions.weights is not None:
     weights = np.asarray(interactions.weights, np.float64)
   return weights, targets

@@ -24,8 +24,9 @@ class HistoryEmbedder:
 
   As the fit itself embeds its users, so that the training ratings of a user
   give back the user's row: by one half step of weighted ALS, its regularisation
-  scaled by the history's length, or through the tower of histories of a
-  two-tower model. One whose user tower knows ids alone cannot embed histories.
+  scaled by the history's length (but a fit that weighed ratings by age takes
+  all of a history as new), or through the tower of histories of a two-tower
+  model. One whose user tower knows ids alone cannot embed histories.
 
   Args:
     directory: OUTPUT_DIR of `fit_cf`.

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from p4lm.errors import UserError
+
 _CHUNK = 1 << 16
 
 
@@ -41,6 +43,35 @@ def row_regularization(
   """
   total = np.asarray(counts, np.float64) + alpha0 * num_columns
   return regularization * total**exponent
+
+
+def confidences(values, *, rule, scale) -> np.ndarray:
+  """c of implicit entries: 'constant' 1, 'linear' 1 + s v, 'log' 1 + s log1p v.
+
+  >>> confidences([0.0, 2.0], rule='linear', scale=0.5).tolist()
+  [1.0, 2.0]
+
+  Args:
+    values: float [M], strengths v.
+    rule: name of the rule.
+    scale: s.
+  Returns:
+    float64 [M].
+  Raises:
+    UserError: a strength is negative.
+  """
+  values = np.asarray(values, np.float64)
+  if len(values) and values.min() < 0:
+    raise UserError(
+      f'values[{int(values.argmin())}] is {values.min()}; the implicit mode '
+      "takes strengths >= 0. Drop it, or use mode='explicit'"
+    )
+  rules = {
+    'constant': lambda v: np.ones_like(v),
+    'linear': lambda v: 1 + scale * v,
+    'log': lambda v: 1 + scale * np.log1p(v),
+  }
+  return rules[rule](values)
 
 
 def shared_objective(users, items, user_lambdas, item_lambdas, alpha0) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import socket
@@ -57,6 +58,13 @@ def atomic_directory(
     shutil.rmtree(staging, ignore_errors=True)
     _remove_empty(made)
     raise
+
+
+def write_json(path: Path, value: object) -> None:
+  """Writes a JSON file that is there whole or, killed at any moment, not."""
+  partial = path.with_name(f'.{path.name}.partial')
+  partial.write_text(json.dumps(value, indent=2) + '\n')
+  os.replace(partial, path)
 
 
 def check_target(target: str | os.PathLike, names: Iterable[str]) -> None:

@@ -1,12 +1,16 @@
 r"""Ranking metrics over the full catalogue, with the conventions spelled out.
 
-exclusions  items a user already rated never enter the list;
+candidates  the whole catalogue; items that a user rated before never enter
+            the list (`top_items.py`);
 ties        the lower item row comes first; scores are float32;
 short lists are padded with -1, which is never a hit;
-relevance   is binary; NDCG's ideal has min(k, relevant items) hits;
+relevance   is binary; NDCG's ideal has min(k, relevant items) hits, its
+            discount is 1 / log2(rank + 1) (Jarvelin & Kekalainen 2002);
 Recall@k    divides by the number of relevant items, Recall (truncated) by
-            min(k, relevant items);
-no truth    users without a relevant item are counted and left out (NaN).
+            min(k, relevant items), Precision by k also where lists are short;
+cold items  that no list can hold stay relevant: they are misses;
+no truth    users without a relevant item are counted and left out (NaN);
+coverage    is the share of the catalogue that is in any evaluated list.
 """
 
 from __future__ import annotations
@@ -14,56 +18,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from p4lm.errors import UserError
-from p4lm.evaluation import statistics
+from p4lm.evaluation import statistics, table_one
+from p4lm.evaluation.item_lists import ItemLists
+from p4lm.evaluation.top_items import check_cutoff
 from p4lm.typing import Float, Int
 
 CONVENTIONS = (
-  'full catalogue; rated items excluded; ties to the lower row; binary '
-  'relevance; recall over all relevant items; users without truth left out'
+  'full catalogue; items rated before excluded; ties to the lower row, scores '
+  'in float32; binary relevance; ideal DCG of min(k, relevant); recall over '
+  'all relevant items, cold ones too; users without truth left out'
 )
 METRICS = ('ndcg', 'recall', 'recall_truncated', 'precision', 'mrr', 'hr')
-_BATCH_SCORES = 1 << 24
-
-
-@dataclasses.dataclass(frozen=True)
-class ItemLists:
-  """A list of item rows for each user (a CSR matrix without values).
-
-  Attributes:
-    starts: int64 [U + 1]; user u has `rows[starts[u]:starts[u + 1]]`.
-    rows: int [M], item rows.
-  """
-
-  starts: np.ndarray
-  rows: np.ndarray
-
-  @classmethod
-  def from_pairs(cls, user_rows, item_rows, num_users: int) -> ItemLists:
-    """Groups pairs by user; a pair given twice counts once."""
-    user_rows, item_rows = np.asarray(user_rows), np.asarray(item_rows)
-    pairs = np.unique(np.stack([user_rows, item_rows]), axis=1)
-    counts = np.bincount(pairs[0].astype(int), minlength=num_users)
-    return cls(np.concatenate([[0], np.cumsum(counts)]), pairs[1].astype(int))
-
-  def __len__(self) -> int:
-    return len(self.starts) - 1
-
-  def __getitem__(self, user: int) -> np.ndarray:
-    return self.rows[self.starts[user] : self.starts[user + 1]]
-
-  def mask(self, users: slice, num_items: int) -> np.ndarray:
-    """bool [len(users), num_items], True at listed items."""
-    first, last, _ = users.indices(len(self))
-    counts = np.diff(self.starts[first : last + 1])
-    mask = np.zeros((last - first, num_items), bool)
-    listed = self.rows[self.starts[first] : self.starts[last]]
-    mask[np.repeat(np.arange(last - first), counts), listed] = True
-    return mask
+SAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,130 +42,121 @@ class RankingResult:
   Attributes:
     values: {'ndcg@20': float64 [U], ...}; NaN for users without truth.
     users_without_truth: number of users left out.
+    coverage: {'coverage@20': share}, of the users with truth; empty where the
+      size of the catalogue was not given.
   """
 
   values: Mapping[str, np.ndarray]
   users_without_truth: int
+  coverage: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def users(self) -> int:
+    """Number of users with truth, whom the means are over."""
+    return len(next(iter(self.values.values()))) - self.users_without_truth
 
   def means(self) -> dict[str, float]:
-    """Mean of each metric over the users that have truth."""
+    """Mean of each metric over the users that have truth; NaN without any."""
+    if not self.users:
+      return dict.fromkeys(self.values, float('nan'))
     return {name: float(np.nanmean(v)) for name, v in self.values.items()}
 
-  def intervals(self, *, samples: int = 2000, seed: int = 0):
-    """{metric: Interval} from resampled users."""
+  def intervals(
+    self, *, samples: int = SAMPLES, level: float = 0.95, seed: int = 0
+  ) -> dict[str, statistics.Interval]:
+    """{metric: Interval} of the mean, from resampled users."""
     names = list(self.values)
     columns = np.stack([self.values[n] for n in names], 1)
     kept = columns[~np.isnan(columns[:, 0])]
-    found = statistics.mean_intervals(kept, samples=samples, seed=seed)
+    found = statistics.mean_intervals(
+      kept, samples=samples, level=level, seed=seed
+    )
     return dict(zip(names, found))
 
 
-def top_items(
-  user_embeddings, item_embeddings, k: int, *, exclude: ItemLists | None = None,
-  item_offsets=None,
-) -> np.ndarray:  # fmt: skip
-  """The k best items of each user by x_u.y_i (+ offset_i).
-
-  Args:
-    user_embeddings: float [U, E].
-    item_embeddings: float [I, E].
-    k: length of the lists, at least 1.
-    exclude: items that never enter a user's list.
-    item_offsets: float [I] added to every user's scores, or None.
-  Returns:
-    int32 [U, k], best first, -1 where fewer than k items are left.
-  """
-  users = np.asarray(user_embeddings, np.float32)
-  items = np.asarray(item_embeddings, np.float32)
-  offsets = np.zeros(len(items)) if item_offsets is None else item_offsets
-  offsets = jnp.asarray(offsets, jnp.float32)
-  batch = max(1, min(len(users), _BATCH_SCORES // max(len(items), 1)))
-  lists = []
-  for start in range(0, len(users), batch):
-    part = users[start : start + batch]
-    # The last batch is padded so that one program serves all.
-    padded = np.zeros((batch, users.shape[1]), np.float32)
-    padded[: len(part)] = part
-    mask = np.zeros((batch, len(items)), bool)
-    if exclude is not None:
-      mask[: len(part)] = exclude.mask(
-        slice(start, start + len(part)), len(items)
-      )
-    scores = _masked_scores(padded, items, offsets, mask)
-    lists.append(np.asarray(_top(scores, min(k, len(items))))[: len(part)])
-  return _pad_lists(np.concatenate(lists), k)
-
-
-def top_of_scores(scores, k: int) -> np.ndarray:
-  """The k best columns of each row; -inf and NaN never enter.
-
-  >>> top_of_scores(np.array([[1.0, 3.0, 3.0, -np.inf]]), 4).tolist()
-  [[1, 2, 0, -1]]
-
-  Args:
-    scores: float [U, I]; compared in float32.
-    k: length of the lists.
-  Returns:
-    int32 [U, k].
-  """
-  scores = np.asarray(scores, np.float32)
-  scores = np.where(np.isnan(scores), -np.inf, scores)
-  top = np.asarray(_top(jnp.asarray(scores), min(k, scores.shape[1])))
-  return _pad_lists(top, k)
-
-
-@jax.jit
-def _masked_scores(users, items, offsets, mask):
-  scores = jnp.matmul(users, items.T, precision=jax.lax.Precision.HIGHEST)
-  return jnp.where(mask, -jnp.inf, scores + offsets[None, :])
-
-
-def _top(scores, k: int):
-  # lax.top_k keeps the lower index first among equal scores.
-  values, rows = jax.lax.top_k(scores, k)
-  return jnp.where(values == -jnp.inf, -1, rows)
-
-
-def _pad_lists(top: np.ndarray, k: int) -> np.ndarray:
-  missing = k - top.shape[1]
-  return np.pad(top, ((0, 0), (0, missing)), constant_values=-1).astype(
-    np.int32
-  )
-
-
 def evaluate_lists(
-  top: Int[np.ndarray, 'U K'], truth: ItemLists, ks: Sequence[int]
+  top: Int[np.ndarray, 'U K'],
+  truth: ItemLists,
+  ks: Sequence[int],
+  *,
+  num_items: int | None = None,
 ) -> RankingResult:
   """Metrics of ranked lists at each cut-off.
 
   Args:
     top: int [U, K], item rows, best first, -1 for none.
-    truth: the relevant items of each user.
-    ks: cut-offs, none above K.
+    truth: the relevant items of each user. Rows that are in no list, such as
+      those of cold items, count as relevant.
+    ks: cut-offs, at least 1 and none above K.
+    num_items: size of the catalogue, for the coverage.
   Returns:
     Values under the names `METRICS` with '@k'.
   Raises:
-    UserError: a cut-off above K, or other numbers of users.
+    UserError: a cut-off below 1 or above K, or other numbers of users.
   """
+  check_cutoffs(ks)
   if len(top) != len(truth):
     raise UserError(
       f'{len(top)} ranked lists for {len(truth)} users with truth'
     )
   if max(ks) > top.shape[1]:
     raise UserError(f"cut-off {max(ks)} is above the lists' {top.shape[1]}")
-  relevant = np.diff(truth.starts)
+  relevant = truth.counts()
   hits = _hits(top, truth)
-  values = {}
+  values, coverage = {}, {}
   for k in ks:
     for name, value in _at_k(hits[:, :k], relevant, k).items():
       values[f'{name}@{k}'] = np.where(relevant > 0, value, np.nan)
-  return RankingResult(values, int(np.sum(relevant == 0)))
+    if num_items:
+      shown = np.unique(top[relevant > 0, :k])
+      coverage[f'coverage@{k}'] = float(np.sum(shown >= 0) / num_items)
+  return RankingResult(values, int(np.sum(relevant == 0)), coverage)
+
+
+def contrasts(
+  results: Mapping[str, RankingResult],
+  pairs: Sequence[tuple[str, str]],
+  metrics: Sequence[str],
+  *,
+  samples: int = SAMPLES,
+  seed: int = 0,
+) -> list[table_one.Contrast]:
+  """Differences between rankers, paired by user.
+
+  Args:
+    results: {ranker: its result}, of the same users in the same order.
+    pairs: (first, second) rankers; the difference is first - second.
+    metrics: names such as 'ndcg@20'.
+    samples, seed: of the paired bootstrap.
+  Returns:
+    One contrast a pair and metric.
+  Raises:
+    UserError: an unknown ranker or metric, or other numbers of users.
+  """
+  return table_one.contrasts(
+    {name: result.values for name, result in results.items()},
+    pairs,
+    judge='held-out ratings',
+    criteria=metrics,
+    samples=samples,
+    seed=seed,
+  )
+
+
+def check_cutoffs(ks: Sequence[int]) -> None:
+  """Raises UserError unless there are cut-offs, distinct, each at least 1."""
+  if isinstance(ks, int) or not len(ks) or len(set(ks)) < len(ks):
+    raise UserError(
+      f'the cut-offs are {ks!r}; give a tuple of distinct ones: (10, 20)'
+    )
+  for k in ks:
+    check_cutoff(k)
 
 
 def _hits(top, truth) -> np.ndarray:
   """bool [U, K]: is the item at this rank relevant?"""
   num_items = max(int(truth.rows.max(initial=-1)), int(top.max(initial=-1))) + 1
-  users = np.repeat(np.arange(len(truth)), np.diff(truth.starts))
+  users = np.repeat(np.arange(len(truth)), truth.counts())
   keys = np.sort(users * num_items + truth.rows)
   wanted = np.arange(len(top))[:, None] * num_items + top
   found = np.searchsorted(keys, wanted)

@@ -157,13 +157,27 @@ def write_report(report: Report, output_dir) -> Path:
   Returns:
     Path of the page.
   """
+  return write_files(
+    output_dir, report.as_dict(), report.to_markdown(), to_html(report)
+  )
+
+
+def write_files(output_dir, figures: dict, markdown: str, html: str) -> Path:
+  """Writes the files of any evaluation, each replaced whole; the page's path.
+
+  Args:
+    output_dir: directory, made if missing.
+    figures: results.json, without NaN or infinities.
+    markdown: results.md.
+    html: report/index.html.
+  """
   output_dir = Path(output_dir)
   index = output_dir / 'report' / 'index.html'
   index.parent.mkdir(parents=True, exist_ok=True)
-  figures = json.dumps(report.as_dict(), indent=2, allow_nan=False)
-  _replace(output_dir / 'results.json', figures + '\n')
-  _replace(output_dir / 'results.md', report.to_markdown())
-  _replace(index, to_html(report))
+  text = json.dumps(figures, indent=2, allow_nan=False)
+  _replace(output_dir / 'results.json', text + '\n')
+  _replace(output_dir / 'results.md', markdown)
+  _replace(index, html)
   return index
 
 

@@ -1,9 +1,14 @@
-"""The paper's Table 1: systems side by side on held-out user-item pairs.
+"""Held-out data judge: texts of language models, or lists of CF embeddings.
 
-Every system writes one text a pair. Judging reward models, trained apart from
+The paper's Table 1 has systems side by side on held-out user-item pairs. Every
+system writes one text a pair. Judging reward models, trained apart from
 those of RL, score them; in a synthetic world the truth does too. Held-out
 ratings, which no model saw, say whether a text fits its user better than
 another one.
+
+The ranking table has `fit_cf` directories beside popularity and chance. It is
+made here and not by `fit_cf`, so that nothing which is tuned reads test
+ratings, and so that several fits are compared user by user.
 """
 
 from __future__ import annotations
@@ -26,10 +31,13 @@ from p4lm.evaluation import table_one
 from p4lm.evaluation.report import Report, Sample, SampleText, write_report
 from p4lm.evaluation.text import text_statistics
 from p4lm.evaluation.user_match import HeldOutJudge, UserMatch, user_match
+from p4lm.partitioning.mesh import make_mesh
 from p4lm.rewards.terms import RewardRequest, evaluate_term
 from p4lm.runs.generations import Generations
 from p4lm.runs.model_directory import load_model
+from p4lm.runs.ranking_report import RankingConfig, ranking_report
 from p4lm.runs.reward_terms import load_reward_terms
+from p4lm.training.metric_writers import MetricWriter
 
 # The paper's criteria and the reward kinds that measure them.
 CRITERIA = {
@@ -72,8 +80,10 @@ def evaluate(
   *,
   data_dir: str,
   output_dir: str,
-  systems: Mapping[str, str],
-  judges: Mapping[str, str],
+  systems: Mapping[str, str] | None = None,
+  judges: Mapping[str, str] | None = None,
+  rankers: Mapping[str, str] | None = None,
+  ranking: RankingConfig | None = None,
   runs: Mapping[str, str] | None = None,
   contrasts: Sequence[tuple[str, str]] = (),
   num_pairs: int | None = None,
@@ -84,14 +94,20 @@ def evaluate(
 ) -> None:
   """Generates, judges, compares; writes results.json, .md, .txt and a report.
 
+  Either `systems` (with `judges`) are compared by their texts, or `rankers` by
+  their lists.
+
   Args:
-    data_dir: tables of `make_data`, with `evaluation_pairs`.
+    data_dir: tables of `make_data`; for texts, with `evaluation_pairs`.
     output_dir: gets the results, `generations/` and `report/index.html`.
     systems: {name: directory of train_lm or train_rl}.
     judges: {kind: directory of train_reward}, trained apart from RL's.
+    rankers: {name: directory of fit_cf}.
+    ranking: how rankers are judged.
     runs: {name: training directory} whose curves the report shows.
     contrasts: (first, second) systems to compare in pairs; a name with
-      ' (shuffled users)' is that system reading another user's vector.
+      ' (shuffled users)' is that system reading another user's vector. For
+      rankers none means the first one against every other row.
     num_pairs: pairs of the table, the first so many evaluation pairs; all by
       default. The matched-versus-shuffled-user test, which needs no reward
       model, is over all of them in any case.
@@ -99,10 +115,21 @@ def evaluate(
     batch_size: texts at a time.
     seed: of sampling, of the permutation of users and of the bootstrap.
   Raises:
-    UserError: a directory that holds no model, judges of another vocabulary,
-      or a contrast that names no system.
+    UserError: a directory that holds no model, judges of another vocabulary, a
+      contrast that names no system, rankers of other ratings, or nothing to
+      compare.
   """
+  if bool(systems) == bool(rankers) or (rankers and judges):
+    raise UserError(
+      'evaluate compares either SYSTEMS {name: directory} by JUDGES, or '
+      'RANKERS {name: directory of fit_cf}; give one of the two, each with an '
+      'OUTPUT_DIR of its own'
+    )
   directory = output_directory.claim(output_dir)
+  if rankers:
+    config = ranking or RankingConfig()
+    _rank(directory, data_dir, rankers, config, contrasts, seed)
+    return
   catalogue = Catalogue.load(data_dir)
   every_pair = _pairs(data_dir)
   every_text = {BASELINE: [pair['writer_text'] for pair in every_pair]}
@@ -122,7 +149,9 @@ def evaluate(
   pairs = every_pair[:num_pairs]
   texts = {name: written[:num_pairs] for name, written in every_text.items()}
   subjects = [_subject(pair, catalogue) for pair in pairs]
-  scores = {'learned': _learned_scores(judges, subjects, texts, batch_size)}
+  scores = {
+    'learned': _learned_scores(judges or {}, subjects, texts, batch_size)
+  }
   if (Path(data_dir) / 'truth.npz').exists():
     scores['gold'] = _gold_scores(data_dir, subjects, texts)
 
@@ -130,6 +159,21 @@ def evaluate(
   report = _report(judged, shown, contrasts, data_dir, seed, runs)
   index = write_report(report, directory)
   _write_text(directory / 'results.txt', report.to_text() + '\n')
+  print(report.to_text())
+  print(f'\nReport: {index}')
+
+
+def _rank(directory, data_dir, rankers, config, contrasts, seed) -> None:
+  """The ranking table of CF embeddings."""
+  mesh = make_mesh() if jax.device_count() > 1 else None
+  report = ranking_report(
+    data_dir, rankers, config, contrasts=contrasts, mesh=mesh, seed=seed
+  )
+  index = report.write(directory)
+  _write_text(directory / 'results.txt', report.to_text() + '\n')
+  with MetricWriter(directory) as writer:
+    writer.drop_after(-1)
+    writer.write(0, report.metrics())
   print(report.to_text())
   print(f'\nReport: {index}')
 

@@ -1,4 +1,4 @@
-"""How well CF embeddings predict the ratings that were held out."""
+"""How well CF embeddings predict the validation ratings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import numpy as np
 
 from p4lm.cf.factorization import Factorization
 from p4lm.cf.rows import Interactions
-from p4lm.evaluation import ranking, statistics
+from p4lm.cf.tables import CFTables
+from p4lm.evaluation import ranking
+from p4lm.runs.held_out import read_held_out
+from p4lm.runs.rankers import popularity_ranker, ranker_of_tables
 
 _TOP = 20
 
@@ -26,39 +29,33 @@ def rating_error(known: Interactions, model: Factorization) -> dict:
   }
 
 
-def ranking_quality(
-  seen: Interactions, known: Interactions, user_embeddings, item_embeddings
-) -> dict:
+def ranking_quality(data_dir, positive_rating: float, tables: CFTables) -> dict:
   """NDCG@20 of embeddings and of popularity, and their paired difference.
 
   Args:
-    seen: training entries, which never enter a list; their counts are the
-      popularity.
-    known: held-out entries, the relevant ones.
-    user_embeddings, item_embeddings: float [U, E] and [I, E].
+    data_dir: tables of `make_data`.
+    positive_rating: lower validation ratings are not relevant.
+    tables: of a fit on the training ratings, raw.
   """
-  rated = ranking.ItemLists.from_pairs(
-    seen.user_rows, seen.item_rows, seen.num_users
+  held_out = read_held_out(
+    data_dir, split='validation', relevant_rating=positive_rating
   )
-  truth = ranking.ItemLists.from_pairs(
-    known.user_rows, known.item_rows, seen.num_users
-  )
-  popularity = np.bincount(seen.item_rows, minlength=seen.num_items)
-  found = {}
-  for name, users, items in (
-    ('model', user_embeddings, item_embeddings),
-    ('popularity', np.ones((seen.num_users, 1)), popularity[:, None]),
-  ):
-    top = ranking.top_items(users, items, _TOP, exclude=rated)
-    result = ranking.evaluate_lists(top, truth, [_TOP])
-    values = result.values[f'ndcg@{_TOP}']
-    found[name] = values[~np.isnan(values)]
-  gain = found['model'] - found['popularity']
-  (interval,) = statistics.mean_intervals(gain, samples=2000)
+  metric = f'ndcg@{_TOP}'
+  results = {
+    name: ranking.evaluate_lists(
+      ranker.top(held_out, _TOP), held_out.truth, [_TOP]
+    )
+    for name, ranker in (
+      ('model', ranker_of_tables(held_out, tables)),
+      ('popularity', popularity_ranker(held_out)),
+    )
+  }
+  (gain,) = ranking.contrasts(results, [('model', 'popularity')], [metric])
   return {
-    f'validation_ndcg@{_TOP}': float(found['model'].mean()),
-    f'validation_ndcg@{_TOP}_popularity': float(found['popularity'].mean()),
-    f'validation_ndcg@{_TOP}_gain': interval.as_dict(),
+    f'validation_{metric}': results['model'].means()[metric],
+    f'validation_{metric}_popularity': results['popularity'].means()[metric],
+    f'validation_{metric}_gain': gain.difference.as_dict(),
+    'validation_users': len(held_out.user_ids),
     'conventions': ranking.CONVENTIONS,
   }
 
@@ -79,4 +76,6 @@ def summary(report: dict) -> str:
       f'{head}; validation NDCG@{_TOP} {report[f"validation_ndcg@{_TOP}"]:.4f} '
       f'(popularity {report[f"validation_ndcg@{_TOP}_popularity"]:.4f})'
     )
-  return f'{head}; no validation rating to predict'
+  if 'validation_ratings' in report:
+    return f'{head}; no validation rating to predict'
+  return f'{head}; validation ratings among them'

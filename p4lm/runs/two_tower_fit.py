@@ -12,7 +12,9 @@ leaves rows without gradient as they are, as a sparse update would.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -25,12 +27,14 @@ from flax import nnx
 from p4lm.cf.pairs import Negatives, PositivePairs
 from p4lm.cf.rows import Interactions
 from p4lm.cf.towers import HistoryTower, Layers
+from p4lm.data.atomic import write_json
 from p4lm.data.order import epoch_rows
 from p4lm.errors import UserError
 from p4lm.models.two_tower import Tower, TwoTower, TwoTowerConfig
 from p4lm.ops.sampled_softmax import Correction, sampled_softmax_loss
 from p4lm.partitioning.build import build_model
 from p4lm.runs import fitting
+from p4lm.training.metric_writers import read_metrics
 from p4lm.training.state import TrainState
 
 Batch = dict[str, np.ndarray]
@@ -95,6 +99,92 @@ class TwoTowerFit:
   user_embeddings: np.ndarray
   item_embeddings: np.ndarray
   history_tower: HistoryTower | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTowerMethod:
+  """Two towers and a sampled softmax, as a method of `fit_cf`.
+
+  Attributes:
+    width: E.
+    model: shape of the towers.
+    sampling: batches, negatives and weights.
+    training: optimizer, steps, seed and mesh; stage 'full'.
+    positive_rating: lower ratings are no interaction.
+  """
+
+  width: int
+  model: TwoTowerConfig
+  sampling: SampledSoftmaxConfig
+  training: fitting.FitConfig
+  positive_rating: float = 0.0
+  # Ageing is a weight of the squared error of weighted ALS.
+  half_life_days: None = None
+  confidences: None = None
+
+  def __post_init__(self):
+    for name, value in (('width', self.width), ('STEPS', self.training.steps)):
+      if value < 1:
+        raise UserError(f'{name} is {value}; it must be >= 1')
+
+  @property
+  def threshold(self) -> float:
+    """The least rating that is read."""
+    return self.positive_rating
+
+  def about(self) -> dict:
+    """What the tables depend on beside the ratings."""
+    return {
+      'method': 'two_tower',
+      'width': self.width,
+      'two_tower': dataclasses.asdict(self.model),
+      'sampling': dataclasses.asdict(self.sampling),
+      'optimizer': dataclasses.asdict(self.training.optimizer),
+      'steps': self.training.steps,
+      'seed': self.training.seed,
+      'positive_rating': self.positive_rating,
+    }
+
+  def fit(
+    self, interactions: Interactions, directory: Path, about: dict
+  ) -> TwoTowerFit:
+    """Trains; checkpoints belong to the `config.json` that is beside them."""
+    config = directory / 'config.json'
+    try:
+      found = json.loads(config.read_text())
+    except (OSError, ValueError):
+      found = None
+    if (directory / 'checkpoints').exists() and (
+      found is None or found | {'steps': about['steps']} != about
+    ):
+      raise UserError(
+        f'OUTPUT_DIR {directory} holds the checkpoints of a fit with other '
+        'ratings or another configuration; choose another --gin.OUTPUT_DIR'
+      )
+    write_json(config, about)
+    return fit_two_tower(
+      interactions,
+      directory,
+      width=self.width,
+      model=self.model,
+      sampling=self.sampling,
+      fit_config=self.training,
+    )
+
+  def progress(self, model: TwoTowerFit, directory: Path) -> dict:
+    """How the training went, for the report."""
+    del model
+    last = read_metrics(directory)[-1]
+    return {'steps': last['step'], 'loss': last['loss']}
+
+  def save(self, model: TwoTowerFit, directory: Path) -> None:
+    """Writes what embeds further users beside the tables."""
+    if model.history_tower is not None:
+      model.history_tower.save(directory)
+
+  def clear(self, directory: Path) -> None:
+    """Removes what only an unfinished training needs."""
+    shutil.rmtree(directory / 'checkpoints', ignore_errors=True)
 
 
 def fit_two_tower(

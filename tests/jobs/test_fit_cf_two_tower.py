@@ -21,6 +21,7 @@ from p4lm.data import tables as data_tables
 from p4lm.errors import UserError
 from p4lm.jobs import fit_cf as job
 from p4lm.jobs.infer import _Prompts
+from p4lm.runs import two_tower_fit
 
 USERS, ITEMS, KINDS = 60, 48, 4
 STEPS = 60
@@ -30,8 +31,8 @@ OPTIONS = {
   'STEPS': STEPS,
   'BATCH_SIZE': 64,
   'fit_cf.width': 8,
-  'fit_cf.log_every': 10,
-  'fit_cf.checkpoint_every': 20,
+  'FitConfig.log_every': 10,
+  'FitConfig.checkpoint_every': 20,
   'SampledSoftmaxConfig.extra_negatives': 16,
   'SampledSoftmaxConfig.history_length': 6,
 }
@@ -150,7 +151,7 @@ def test_checkpoints_of_other_ratings_are_refused(
   data.mkdir()
   ratings = pq.read_table(ratings_dir / 'ratings.parquet')
   pq.write_table(ratings, data / 'ratings.parquet')
-  monkeypatch.setattr(job, '_report', None)
+  monkeypatch.setattr(job, '_about_fit', None)
   with pytest.raises(TypeError):
     fit(data, tmp_path / 'cf')
   assert (tmp_path / 'cf' / 'checkpoints' / '60').exists()
@@ -168,7 +169,7 @@ def test_checkpoints_of_other_ratings_are_refused(
 def test_finished_tables_are_kept_and_others_refused(
   ratings_dir, fitted, capsys, monkeypatch
 ):
-  monkeypatch.setattr(job, 'fit_two_tower', None)
+  monkeypatch.setattr(two_tower_fit, 'fit_two_tower', None)
   fit(ratings_dir, fitted)
   assert 'kept' in capsys.readouterr().out
   with pytest.raises(UserError, match='of other ratings or another config'):
@@ -203,7 +204,7 @@ def test_four_devices_give_one_devices_tables(
 def test_a_loss_that_is_not_finite_ends_the_job(ratings_dir, tmp_path):
   options = {'LEARNING_RATE': 1e30, 'TwoTowerConfig.normalize': False}
   with pytest.raises(UserError, match='is (nan|inf) at step .*learning rate'):
-    fit(ratings_dir, tmp_path, **options, **{'fit_cf.log_every': 1})
+    fit(ratings_dir, tmp_path, **options, **{'FitConfig.log_every': 1})
   assert not (tmp_path / 'tables.json').exists()
 
 
