@@ -12,7 +12,9 @@ from p4lm.cf.tables import CFTables
 from p4lm.errors import UserError
 from p4lm.jobs.fit_cf import fit_cf
 from p4lm.models.two_tower import TwoTowerConfig
+from p4lm.runs.fitting import FitConfig
 from p4lm.runs.two_tower_fit import SampledSoftmaxConfig
+from p4lm.training.optimizers import OptimizerConfig
 
 USERS, ITEMS = 30, 20
 
@@ -49,6 +51,11 @@ def data_directory(ratings, tmp_path_factory):
   return directory
 
 
+def training(steps):
+  optimizer = OptimizerConfig('adagrad', 0.1, schedule='linear', eps=1e-6)
+  return FitConfig('full', optimizer, steps, seed=0)
+
+
 # Ratings below 3 are no interaction, unless the fit is explicit.
 FITS = {
   'explicit': dict(epochs=4, mode='explicit', regularization=0.05),
@@ -59,7 +66,7 @@ FITS = {
     method='two_tower',
     two_tower=TwoTowerConfig(hidden_widths=(6,)),
     sampling=SampledSoftmaxConfig(batch_size=32, history_length=4),
-    steps=20,
+    training=training(20),
     positive_rating=3.0,
   ),
 }
@@ -136,8 +143,9 @@ def test_explicit_fits_need_ratings_and_implicit_ones_do_not(fitted):
 
 def test_a_tower_of_ids_refuses_histories(data_directory, tmp_path):
   fit_cf(
-    data_dir=str(data_directory), output_dir=str(tmp_path), width=4, steps=2,
-    method='two_tower', two_tower=TwoTowerConfig(user_tower='id'),
+    data_dir=str(data_directory), output_dir=str(tmp_path), width=4,
+    training=training(2), method='two_tower',
+    two_tower=TwoTowerConfig(user_tower='id'),
     sampling=SampledSoftmaxConfig(batch_size=8),
   )  # fmt: skip
   tables = CFTables.load(tmp_path)
