@@ -76,7 +76,6 @@ def train_rl(
   directory = output_directory.claim(output_dir)
   anchor = model_directory.load_model(checkpoint, kind='recommender')
   card = model_directory.continued(anchor, training.stage, response_length)
-  model_directory.write_card(directory, card, anchor.vocabulary)
   sampler = SamplerConfig(
     max_length=card.response_length,
     temperature=temperature,
@@ -90,7 +89,10 @@ def train_rl(
     batch_size=batch_size * num_samples,
     outputs=reward_outputs,
   )
+  joint = JointReward(terms, joint_reward)
   prompts = _Prompts(anchor, data_dir, batch_size, training.seed)
+  # All that a user may have to mend is known: from here on the directory counts.
+  model_directory.write_card(directory, card, anchor.vocabulary)
 
   fit = fitting.prepare(anchor.module(), directory, training)
   update = fit.step_of(
@@ -99,7 +101,6 @@ def train_rl(
     )
   )
   reference = reference_fn(anchor.graphdef, anchor.params, sampler, eos_id)
-  joint = JointReward(terms, joint_reward)
   samples = SampleLog(directory / 'samples.jsonl')
 
   def iterate(state, batch):

@@ -122,7 +122,8 @@ class JointReward:
       if unknown:
         raise UserError(
           f'{what} name reward terms that are not there: '
-          f'{", ".join(unknown)}; the terms are {", ".join(names)}'
+          f'{", ".join(unknown)}; the terms are {", ".join(names)}. Give '
+          f'REWARDS for all of them, or other JointRewardConfig.{what}'
         )
     self.weights = {
       name: float(self.config.weights[name])
