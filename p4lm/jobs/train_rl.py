@@ -91,7 +91,7 @@ def train_rl(
   )
   joint = JointReward(terms, joint_reward)
   prompts = _Prompts(anchor, data_dir, batch_size, training.seed)
-  # All that a user may have to mend is known: from here on the directory counts.
+  # Nothing is written before all that a user may have to mend is known.
   model_directory.write_card(directory, card, anchor.vocabulary)
 
   fit = fitting.prepare(anchor.module(), directory, training)
