@@ -20,6 +20,8 @@ PALETTE = (
 )  # fmt: skip
 _STYLE = {
   'svg.fonttype': 'none',
+  # Or equal plots would differ in their random ids.
+  'svg.hashsalt': 'p4lm',
   'font.family': 'sans-serif',
   'font.sans-serif': ['Inter', 'Helvetica Neue', 'Arial', 'DejaVu Sans'],
   'font.size': 10,

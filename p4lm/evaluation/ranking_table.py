@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -85,9 +86,12 @@ class RankingReport:
     }
 
   def metrics(self) -> dict[str, float]:
-    """{'RANKER/ndcg@20': mean} of all, for metrics.jsonl."""
+    """{'RANKER/ndcg_at_20': mean} of all, for metrics.jsonl.
+
+    TensorBoard takes letters, digits and few signs in a name: '_' for others.
+    """
     return {
-      f'{name}/{metric}': value
+      re.sub(r'[^\w./-]', '_', f'{name}/{metric.replace("@", "_at_")}'): value
       for name, result in self.results.items()
       for metric, value in (result.means() | dict(result.coverage)).items()
     }
@@ -180,7 +184,7 @@ class RankingReport:
 
   def _contrast_cells(self):
     """Without the judge, who is one: the held-out ratings."""
-    header, body = contrast_cells(self.contrasts)
+    header, body = contrast_cells(self.contrasts, '.4f')
     rows = [[_label(row[1]), *row[2:]] for row in body]
     return ['Metric', *header[2:]], rows
 

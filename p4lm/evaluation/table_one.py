@@ -243,8 +243,8 @@ def contrasts(
   return found
 
 
-def contrast_cells(found: Sequence[Contrast]):
-  """Header and rows of contrasts as text."""
+def contrast_cells(found: Sequence[Contrast], spec: str = '.3f'):
+  """Header and rows of contrasts as text; `spec` is of the differences."""
   header = [
     'Judge', 'Criterion', 'Contrast', 'Difference', 'Win rate', 'Verdict',
   ]  # fmt: skip
@@ -254,7 +254,7 @@ def contrast_cells(found: Sequence[Contrast]):
       c.judge,
       label(c.criterion, c.judge),
       f'{c.first} − {c.second}',
-      format_interval(c.difference),
+      format_interval(c.difference, spec),
       format_interval(c.comparison.win_rate, '.2f', sign=False),
       words[c.verdict],
     ]

@@ -82,7 +82,8 @@ class Fit:
     tables = CFTables.load(directory, scale='raw')
     try:
       about = json.loads((directory / 'config.json').read_text())
-      found, mode = about['ratings_sha256'], about['factorization']['mode']
+      found = about['ratings_sha256']
+      mode = about.get('factorization', {}).get('mode')
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(
         f'{directory}/config.json does not say how its CF tables were fitted '

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from p4lm import configuration
+from p4lm.cf.factorization import FactorizationConfig, Interactions, fit
 from p4lm.cf.tables import CFTables
 from p4lm.data import tables as data_tables
 from p4lm.errors import UserError
@@ -133,6 +134,52 @@ def test_implicit_mode_reports_ranking(ratings_dir, tmp_path, capsys):
       data_dir=str(ratings_dir), output_dir=str(tmp_path / 'none'),
       mode='implicit', positive_rating=5.5,
     )  # fmt: skip
+
+
+def test_a_half_life_weighs_ratings_by_age(ratings_dir, tmp_path):
+  """Timestamps are whole seconds: a half-life of 100 s is 2^(-age / 100)."""
+  fit_cf(
+    data_dir=str(ratings_dir), output_dir=str(tmp_path), mode='implicit',
+    width=4, epochs=3, alpha0=0.1, confidence='linear', confidence_scale=0.5,
+    half_life_days=100 / 86400,
+  )  # fmt: skip
+  train = data_tables.read_ratings(ratings_dir, ['train'])
+  ages = (train.timestamps.max() - train.timestamps).astype(float)
+  assert ages.max() > 500
+  weights = (1 + 0.5 * train.ratings.astype(float)) * 0.5 ** (ages / 100)
+  expected = fit(
+    Interactions(
+      train.users.codes, train.items.codes, train.ratings,
+      len(train.users.ids), len(train.items.ids), weights,
+    ),
+    FactorizationConfig(width=4, epochs=3, alpha0=0.1, regularization=0.1),
+  )  # fmt: skip
+  tables = CFTables.load(tmp_path)
+  np.testing.assert_allclose(
+    tables.user_embeddings, expected.user_embeddings, rtol=1e-4, atol=1e-7
+  )
+  np.testing.assert_allclose(
+    tables.item_embeddings, expected.item_embeddings, rtol=1e-4, atol=1e-7
+  )
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    (dict(splits=('train', 'test')), 'the test ratings judge'),
+    (dict(splits=()), 'splits is'),
+    (dict(splits='train'), "splits is 'train'"),
+    (dict(half_life_days=30.0), "the mode is 'explicit'"),
+    (dict(half_life_days=-1.0, mode='implicit'), 'half_life_days is -1'),
+  ],
+)
+def test_bad_options_leave_nothing(ratings_dir, tmp_path, options, message):
+  with pytest.raises(UserError, match=message):
+    fit_cf(
+      data_dir=str(ratings_dir), output_dir=str(tmp_path / 'cf'), **options
+    )
+  left = list((tmp_path / 'cf').glob('*')) if (tmp_path / 'cf').exists() else []
+  assert not [path for path in left if path.name != '.running']
 
 
 def test_missing_ratings(tmp_path):

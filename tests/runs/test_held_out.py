@@ -205,9 +205,7 @@ def test_random_lists_are_uniform_seeded_and_leave_out():
 
 def save_fit(path, sha256, mode='implicit', **about):
   CFTables(np.ones((1, 2)), np.ones((2, 2)), ['ann'], ['a', 'b']).save(path)
-  about = {
-    'ratings_sha256': sha256, 'factorization': {'mode': mode}, **about,
-  }  # fmt: skip
+  about |= {'ratings_sha256': sha256, 'factorization': {'mode': mode}}
   (path / 'config.json').write_text(json.dumps(about))
 
 
