@@ -84,7 +84,9 @@ class Fit:
       about = json.loads((directory / 'config.json').read_text())
       found = about['ratings_sha256']
       mode = about.get('factorization', {}).get('mode')
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (
+      OSError, ValueError, KeyError, TypeError, AttributeError,
+    ) as error:  # fmt: skip
       raise UserError(
         f'{directory}/config.json does not say how its CF tables were fitted '
         f'({error}); give an OUTPUT_DIR of fit_cf'

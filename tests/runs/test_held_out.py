@@ -1,5 +1,6 @@
 """Ranking problems of small data directories, counted by hand."""
 
+import dataclasses
 import doctest
 import json
 
@@ -176,8 +177,6 @@ def test_tables_are_read_by_id(directory):
   assert ranker.is_known.tolist() == [True, False]
   assert ranker.unknown_users == 1
   free = ItemLists(np.zeros(3, np.int64), np.zeros(0, np.int64))
-  import dataclasses
-
   unseen = dataclasses.replace(found, seen=free)
   assert ranker.top(unseen, 3).tolist() == [[2, 0, -1], [-1, -1, -1]]
   # An explicit fit's item biases are part of its scores.
@@ -228,9 +227,10 @@ def test_directories_of_fits(directory, tmp_path):
   assert same_splits({'x': late}) == ('train', 'validation')
   with pytest.raises(UserError, match=r'x: train \+ validation; y: train\)'):
     same_splits({'x': late, 'y': early})
-  (path / 'config.json').write_text('{}')
-  with pytest.raises(UserError, match='does not say how its CF tables'):
-    Fit.load(path, sha256)
+  for text in ('{}', '[]', '{"ratings_sha256": 1', '{"factorization": 3}'):
+    (path / 'config.json').write_text(text)
+    with pytest.raises(UserError, match='does not say how its CF tables'):
+      Fit.load(path, sha256)
   with pytest.raises(UserError, match='no finished CF tables'):
     Fit.load(tmp_path / 'nothing', sha256)
 
