@@ -117,7 +117,14 @@ def train_reward(
   )
   fit = fitting.prepare(reward_model, directory, training)
   state = fit.run(
-    fit.step_of(make_reward_loss(kind, _apply_fn(fit.graphdef), loss)),
+    fit.step_of(
+      make_reward_loss(
+        kind,
+        _apply_fn(fit.graphdef),
+        loss,
+        with_dropout=reward_model.config.lm.dropout_rate > 0,
+      )
+    ),
     lambda start: loader.load_batches(
       cached.directory,
       cached.tasks,
@@ -160,8 +167,8 @@ def _reward_model(
 
 
 def _apply_fn(graphdef):
-  def apply_fn(params, frozen, *inputs):
-    return nnx.merge(graphdef, params, frozen)(*inputs)
+  def apply_fn(params, frozen, *inputs, **options):
+    return nnx.merge(graphdef, params, frozen)(*inputs, **options)
 
   return apply_fn
 

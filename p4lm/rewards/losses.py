@@ -50,7 +50,11 @@ class RewardLossConfig:
 
 
 def make_reward_loss(
-  kind: str, apply_fn: ApplyFn, config: RewardLossConfig | None = None
+  kind: str,
+  apply_fn: ApplyFn,
+  config: RewardLossConfig | None = None,
+  *,
+  with_dropout: bool = False,
 ) -> LossFn:
   """The loss that trains a reward model of this kind.
 
@@ -58,22 +62,33 @@ def make_reward_loss(
   personalization: Bradley-Terry on pairs. relevance: squared or Huber error
   against the target.
 
+  Args:
+    kind: one of REWARD_KINDS.
+    apply_fn: scores responses.
+    config: options.
+    with_dropout: whether apply_fn takes a `dropout_key`; it is then given the
+      key of the step.
   Raises:
     UserError: an unknown kind.
   """
   check_kind(kind)
   config = config or RewardLossConfig()
+  if with_dropout:
+    score = lambda key, *inputs: apply_fn(*inputs, dropout_key=key)
+  else:
+    score = lambda key, *inputs: apply_fn(*inputs)
   if kind in CLASSIFIED:
-    return _classification_loss(apply_fn, config)
+    return _classification_loss(score, config)
   if kind in PAIRWISE:
-    return _pairwise_loss(apply_fn, config)
-  return _regression_loss(apply_fn, config)
+    return _pairwise_loss(score, config)
+  return _regression_loss(score, config)
 
 
-def _classification_loss(apply_fn, config):
+def _classification_loss(score, config):
   def loss_fn(params, frozen, batch, key):
-    del key
-    logits = _scores(apply_fn, params, frozen, batch, batch['response_tokens'])
+    logits = _scores(
+      score, key, params, frozen, batch, batch['response_tokens']
+    )
     labels, mask = batch['labels'], _example_mask(batch)
     loss = supervised.binary_cross_entropy(
       logits,
@@ -88,13 +103,12 @@ def _classification_loss(apply_fn, config):
   return loss_fn
 
 
-def _pairwise_loss(apply_fn, config):
+def _pairwise_loss(score, config):
   def loss_fn(params, frozen, batch, key):
-    del key
     # Both sides are responses to one prompt, which is encoded once.
     sides = jnp.stack([batch['chosen_tokens'], batch['rejected_tokens']], 1)
     tokens = sides.reshape(-1, sides.shape[-1])
-    scores = _scores(apply_fn, params, frozen, batch, tokens)
+    scores = _scores(score, key, params, frozen, batch, tokens)
     chosen, rejected = scores.reshape(-1, 2).T
     mask = _example_mask(batch)
     loss = preference.bradley_terry_loss(
@@ -118,10 +132,11 @@ def _pairwise_loss(apply_fn, config):
   return loss_fn
 
 
-def _regression_loss(apply_fn, config):
+def _regression_loss(score, config):
   def loss_fn(params, frozen, batch, key):
-    del key
-    scores = _scores(apply_fn, params, frozen, batch, batch['response_tokens'])
+    scores = _scores(
+      score, key, params, frozen, batch, batch['response_tokens']
+    )
     targets, mask = batch['labels'], _example_mask(batch)
     error = supervised.squared_error(scores, targets, example_mask=mask)
     loss = error
@@ -140,8 +155,9 @@ def _regression_loss(apply_fn, config):
   return loss_fn
 
 
-def _scores(apply_fn, params, frozen, batch, response_tokens):
-  return apply_fn(
+def _scores(score, key, params, frozen, batch, response_tokens):
+  return score(
+    key,
     params,
     frozen,
     batch['prompt_tokens'],
