@@ -82,7 +82,8 @@ def train_reward(
     task: SeqIO task; `movielens_KIND` by default.
     task_module: Python module that registers the task.
     loss: margins, smoothing and the like.
-    num_heads: an ensemble of heads on one model; their mean is the score.
+    num_heads: an ensemble of heads on one model, each with its own loss; their
+      mean is the score that the report judges.
     others: {name: train_reward directory} whose agreement with this reward on
       the held-out texts is reported.
   Raises:
@@ -168,7 +169,8 @@ def _reward_model(
 
 def _apply_fn(graphdef):
   def apply_fn(params, frozen, *inputs, **options):
-    return nnx.merge(graphdef, params, frozen)(*inputs, **options)
+    model = nnx.merge(graphdef, params, frozen)
+    return model.head_scores(*inputs, **options)
 
   return apply_fn
 
@@ -183,9 +185,10 @@ class _HeldOut:
 
     def score(batch, tokens):
       cf = (batch['cf_embeddings'], batch['cf_kind_ids'])
-      return apply(
+      scores = apply(
         state.params, state.frozen, batch['prompt_tokens'], tokens, *cf
       )
+      return scores.mean(axis=1)
 
     sizes = collections.Counter()
     for task in cached.tasks:
