@@ -1,8 +1,9 @@
-"""P4LM's fine-tuning: REINFORCE on the joint reward, anchored to SFT by KL.
+"""P4LM's fine-tuning: RL on the joint reward, anchored to SFT by KL.
 
 One iteration samples G responses to each prompt, judges them with the reward
-models, scores them under the frozen anchor, and takes one step up the reward
-less the KL penalty.
+models, scores them under the frozen anchor, and lets the algorithm learn from
+them: one step up the reward less the KL penalty, several, or steps from a
+replay of all that was sampled so far.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from p4lm import output_directory
@@ -21,9 +23,18 @@ from p4lm.errors import UserError
 from p4lm.rewards.joint import JointReward, JointRewardConfig
 from p4lm.rewards.terms import RewardRequest
 from p4lm.rl.eos import EosContract
-from p4lm.rl.reinforce import ReinforceConfig, make_reinforce_loss
+from p4lm.rl.kl_anchoring import AdaptiveKl, ReferenceConfig
+from p4lm.rl.learner import Algorithm, Workbench
+from p4lm.rl.phases import PhaseClock
+from p4lm.rl.reinforce import ReinforceConfig
 from p4lm.rl.rollouts import Collected, collect_rollout
-from p4lm.rl.scoring import policy_score_fn, reference_fn
+from p4lm.rl.run_state import RlState
+from p4lm.rl.scoring import (
+  anchor_of,
+  policy_distribution_fn,
+  policy_score_fn,
+  reference_fn,
+)
 from p4lm.runs import fitting, model_directory
 from p4lm.runs.reward_terms import load_reward_terms
 from p4lm.runs.sample_log import SampleLog
@@ -32,6 +43,7 @@ from p4lm.writers.checkpoint import CheckpointWriter
 
 # Keys of sampling differ from those of the update (which folds the step in).
 _SAMPLING = 1_000_003
+_LEARNING = 1_000_033
 
 
 def train_rl(
@@ -43,7 +55,9 @@ def train_rl(
   training: fitting.FitConfig,
   batch_size: int,
   num_samples: int = 4,
-  algorithm: ReinforceConfig | None = None,
+  algorithm: Algorithm | None = None,
+  reference: ReferenceConfig | None = None,
+  kl_control: AdaptiveKl | None = None,
   joint_reward: JointRewardConfig | None = None,
   reward_outputs: Mapping[str, str] | None = None,
   eos_contract: EosContract | None = None,
@@ -52,7 +66,7 @@ def train_rl(
   response_length: int | None = None,
   samples_every: int = 1,
 ) -> None:
-  """REINFORCE + KL from an SFT checkpoint against trained rewards.
+  """RL from an SFT checkpoint against trained rewards, REINFORCE by default.
 
   Args:
     data_dir: tables of `make_data`; prompts are its `rl_prompts`.
@@ -63,7 +77,10 @@ def train_rl(
       the mesh. Stage 'lora' trains updates that `checkpoint` has.
     batch_size: prompts an iteration.
     num_samples: G, responses a prompt.
-    algorithm: KL coefficient and estimator, baseline.
+    algorithm: a config of `p4lm.rl`, such as `ReinforceConfig`, `PpoConfig`,
+      `GrpoConfig` or `RebelConfig`.
+    reference: what the KL is measured to; the SFT policy by default.
+    kl_control: steers the algorithm's KL coefficient; None leaves it.
     joint_reward: weights and normalisation; the paper's by default.
     reward_outputs: {kind: how its score is read}, see `LearnedTermConfig`.
     eos_contract: what a response without EOS earns.
@@ -90,21 +107,40 @@ def train_rl(
     outputs=reward_outputs,
   )
   joint = JointReward(terms, joint_reward)
+  algorithm = algorithm or ReinforceConfig()
+  (reference or ReferenceConfig()).check_fits(algorithm)
   prompts = _Prompts(anchor, data_dir, batch_size, training.seed)
   # Nothing is written before all that a user may have to mend is known.
   model_directory.write_card(directory, card, anchor.vocabulary)
 
-  fit = fitting.prepare(anchor.module(), directory, training)
-  update = fit.step_of(
-    make_reinforce_loss(
-      policy_score_fn(fit.graphdef, sampler, eos_id), algorithm
+  fit = fitting.prepare(
+    anchor.module(), directory, training, algorithm.updates_per_step
+  )
+  # With LoRA the anchor is a copy of the factors; the base is the policy's own.
+  start = jax.tree.map(jnp.copy, fit.state.params)
+  learner = algorithm.learner(
+    Workbench(
+      step_of=fit.step_of,
+      score_fn=policy_score_fn(fit.graphdef, sampler, eos_id),
+      distribution_fn=policy_distribution_fn(fit.graphdef, sampler, eos_id),
+      anchor=anchor_of(
+        fit.graphdef,
+        (start, fit.state.frozen),
+        sampler,
+        eos_id,
+        width=anchor.config.lm.d_model,
+        vocabulary_size=anchor.config.lm.vocab_size,
+      ),
+      place=fit.place,
+      key=jax.random.fold_in(fit.state.key, _LEARNING),
     )
   )
-  reference = reference_fn(anchor.graphdef, anchor.params, sampler, eos_id)
+  rl = RlState(learner, start, algorithm.kl_coefficient, reference, kl_control)
   samples = SampleLog(directory / 'samples.jsonl')
 
   def iterate(state, batch):
     step = int(state.step)
+    rl.begin(state)
     collected = collect_rollout(
       batch['features'],
       batch['subjects'],
@@ -112,27 +148,37 @@ def train_rl(
       sample_fn=lambda features, key: sample(
         fit.graphdef,
         (state.params, state.frozen),
-        features,
+        fit.place_batch(features),
         key,
         sampler,
         eos_id,
       ),
-      reference_fn=reference,
+      reference_fn=reference_fn(
+        fit.graphdef,
+        (rl.reference_params(start), state.frozen),
+        sampler,
+        eos_id,
+      ),
       decode_fn=anchor.vocabulary.decode,
       reward_fn=joint,
       eos_id=eos_id,
       eos_contract=eos_contract,
     )
-    state, metrics = update(state, collected.rollout)
+    clock = PhaseClock()
+    rollout = rl.priced(collected.rollout)
+    state, metrics = learner.learn(state, rollout)
+    metrics = {**metrics, **rl.end(rollout)}
     if step % samples_every == 0:
       samples.append(step, _sample_rows(collected, batch, num_samples))
-    return state, {**metrics, **collected.metrics}
+    jax.block_until_ready(state.params)
+    clock.ends('update')
+    return state, {**metrics, **collected.metrics, **clock.metrics}
 
   def batches_from(start: int):
     samples.drop_from(start)
     return prompts.batches_from(start)
 
-  fit.run(iterate, batches_from)
+  fit.run(iterate, batches_from, rl)
 
 
 class _Prompts:

@@ -53,12 +53,16 @@ class TinyMDP:
 
   def token_logps(self, table, contexts, tokens):
     """Log-probabilities [B, L] of tokens [B, L] in contexts [B]."""
+    states = table[contexts[:, None], self.prefix_rows(tokens)]
+    return logprobs.token_logprobs(states, tokens)
+
+  def prefix_rows(self, tokens):
+    """The table's row [B, L] of the state before each token."""
     first, second = tokens[:, 0], tokens[:, 1]
-    prefixes = jnp.stack(
+    return jnp.stack(
       [jnp.zeros_like(first), 1 + first, 4 + VOCABULARY * first + second],
       axis=1,
     )
-    return logprobs.token_logprobs(table[contexts[:, None], prefixes], tokens)
 
   def score_fn(self, params, frozen, rollout):
     """As a recommender's: prompts hold their context's number."""
@@ -85,6 +89,33 @@ class TinyMDP:
     tilted = anchor + self.rewards[context] / kl_coefficient
     log_z = jax.nn.logsumexp(tilted)
     return jnp.exp(tilted - log_z), kl_coefficient * log_z
+
+  def table_of(self, probabilities, context=0):
+    """Logits [CONTEXTS, 13, 3] that give the 15 responses these chances."""
+    table = np.zeros((CONTEXTS, PREFIXES, VOCABULARY))
+    starts = [()] + [(a,) for a in (0, 2)]
+    starts += [(a, b) for a in (0, 2) for b in (0, 2)]
+    for start in starts:
+      for token in range(VOCABULARY):
+        mass = sum(
+          float(chance)
+          for k, chance in enumerate(probabilities)
+          if self.begins(k, (*start, token))
+        )
+        row = table[context, self.prefix_row(start)]
+        row[token] = np.log(mass) if mass > 0 else -1e9
+    return table
+
+  def prefix_row(self, prefix):
+    """The table's row of the state after these tokens."""
+    if len(prefix) < 2:
+      return 1 + prefix[0] if prefix else 0
+    return 4 + VOCABULARY * prefix[0] + prefix[1]
+
+  def begins(self, response, prefix):
+    """Whether a response starts with these tokens."""
+    length = int(self.mask[response].sum())
+    return tuple(self.tokens[response, :length][: len(prefix)]) == prefix
 
   def rollout(self, responses, *, behavior=None, contexts=(0,), valid=None):
     """A rollout of the given responses [B], equally many for each context."""
