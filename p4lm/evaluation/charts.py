@@ -154,6 +154,56 @@ def learning_chart(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> str:
   return _svg(figure)
 
 
+def reliability_chart(curves: Mapping[str, Mapping[str, Sequence]]) -> str:
+  """Reliability diagrams, and below each how many examples a bin has.
+
+  Args:
+    curves: {heading: {'probabilities', 'frequencies', 'counts'}} of the bins.
+  """
+  columns = len(curves)
+  figure, axes = _figure(
+    3.6 * columns, 4.2, columns=columns, rows=2, height_ratios=(3, 1)
+  )
+  for place, (heading, bins) in enumerate(curves.items()):
+    above, below = axes[place], axes[columns + place]
+    above.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle='--')
+    above.plot(
+      bins['probabilities'], bins['frequencies'], 'o-', color=PALETTE[0],
+      markersize=4, linewidth=1.2,
+    )  # fmt: skip
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel='frequency')
+    _title(above, heading)
+    below.bar(bins['probabilities'], bins['counts'], width=0.03, color=GREY)
+    below.set(xlim=(0, 1), xlabel='stated probability', ylabel='examples')
+    for axis in (above, below):
+      axis.grid(color=RULE, linewidth=0.6)
+      axis.set_axisbelow(True)
+  return _svg(figure)
+
+
+def choices_chart(curves: Mapping[str, Sequence[float]], worth: str) -> str:
+  """What the best of n texts is worth, by who chooses.
+
+  Args:
+    curves: 'n', and the worth for each chooser by name.
+    worth: what is on the vertical axis.
+  """
+  figure, (axis,) = _figure(5.2, 3.2)
+  for place, (name, values) in enumerate(curves.items()):
+    if name != 'n':
+      axis.plot(
+        curves['n'], values, 'o-', color=PALETTE[place - 1], markersize=4,
+        linewidth=1.4, label=name,
+      )  # fmt: skip
+  axis.set_xscale('log', base=2)
+  axis.set_xticks(curves['n'], [str(n) for n in curves['n']])
+  axis.minorticks_off()
+  axis.set(xlabel='texts to choose from', ylabel=worth)
+  axis.grid(color=RULE, linewidth=0.6)
+  axis.legend(frameon=False, fontsize=9)
+  return _svg(figure)
+
+
 def choose_panels(names: Iterable[str]) -> list[tuple[str, list[str]]]:
   """Title and metrics of each panel that has any.
 
@@ -226,14 +276,18 @@ def _thin(points):
   ]
 
 
-def _figure(width, height, *, columns=1, rows=1, sharey=False):
+def _figure(
+  width, height, *, columns=1, rows=1, sharey=False, height_ratios=None
+):
   # Figure rather than pyplot: no global state and no display.
   from matplotlib import rc_context
   from matplotlib.figure import Figure
 
   with rc_context(_STYLE):
     figure = Figure(figsize=(width, height), layout='constrained')
-    axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False)
+    axes = figure.subplots(
+      rows, columns, sharey=sharey, squeeze=False, height_ratios=height_ratios
+    )
   return figure, list(axes.ravel())
 
 
