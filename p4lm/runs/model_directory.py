@@ -25,10 +25,10 @@ from p4lm.checkpoints.manager import CheckpointStore
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.errors import UserError
 from p4lm.models import lora
+from p4lm.models.language_model import LMConfig
 from p4lm.models.recommender import Recommender, RecommenderConfig
 from p4lm.models.reward_model import RewardModel, RewardModelConfig
 from p4lm.models.selection import parameter_name, split_trainable
-from p4lm.models.t5 import T5Config
 from p4lm.partitioning.build import build_model
 
 _MODULES = {RecommenderConfig: Recommender, RewardModelConfig: RewardModel}
@@ -111,7 +111,7 @@ def new_model(config: Config, seed: int) -> nnx.Module:
   return nnx.merge(*build_model(lambda: _module(config), seed))
 
 
-def sizes_for(sizes: T5Config, vocabulary: Vocabulary) -> T5Config:
+def sizes_for(sizes: LMConfig, vocabulary: Vocabulary) -> LMConfig:
   """The sizes with an embedding row for every id, a multiple of 64."""
   rows = -(-vocabulary.size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
   return dataclasses.replace(sizes, vocab_size=rows)
