@@ -42,6 +42,12 @@ _KEPT = (
 )
 _VOCABULARIES = ('spiece.model', 'tokenizer.model')
 _SHOWN = 12
+_TORCH_TYPES = {
+  'F64': 'float64',
+  'F32': 'float32',
+  'F16': 'float16',
+  'BF16': 'bfloat16',
+}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -162,18 +168,24 @@ def write_hf(
     UserError: the model is of no published family.
   """
   types = {'usual': 'F32', 'others': {}}
-  theirs = hf_config.config_json_of(config, eos_id)
+  theirs = None
   if origin is not None and (origin / _TYPES).is_file():
     types = read_json(origin / _TYPES)
     kept = read_json(origin / 'config.json')
     if hf_config.same_function(config, kept):
       theirs = kept
-    for name in _KEPT:
+    # config.json comes last: it says that all else is there.
+    for name in _KEPT[1:]:
       if (origin / name).is_file():
         shutil.copyfile(origin / name, directory / name)
+  if theirs is None:
+    theirs = hf_config.config_json_of(config, eos_id)
   if dtype is not None:
     types = {'usual': dtype, 'others': {}}
   usual = types['usual']
+  if dtype is not None or not {'dtype', 'torch_dtype'} & set(theirs):
+    kept = {name: v for name, v in theirs.items() if name != 'dtype'}
+    theirs = {**kept, 'torch_dtype': _TORCH_TYPES[usual]}
   names = tensor_names(config)
   tensors, source = [], {}
   for name, shape in shapes.items():
@@ -198,16 +210,7 @@ def write_hf(
     return layer.astype(DTYPES[tensor.dtype])
 
   write_files(directory, tensors, values_of, shard_bytes=shard_bytes)
-  theirs = {**theirs, 'torch_dtype': _TORCH_TYPES[usual]}
   (directory / 'config.json').write_text(json.dumps(theirs, indent=2) + '\n')
-
-
-_TORCH_TYPES = {
-  'F64': 'float64',
-  'F32': 'float32',
-  'F16': 'float16',
-  'BF16': 'bfloat16',
-}
 
 
 def their_shapes(

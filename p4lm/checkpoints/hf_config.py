@@ -41,9 +41,7 @@ _ARCHITECTURES = {
   'gemma2': 'Gemma2ForCausalLM',
   'gemma3_text': 'Gemma3ForCausalLM',
 }
-_GEMMA = dict(
-  activation='gelu', unit_offset_norm=True, scale_embeddings=True
-)
+_GEMMA = dict(activation='gelu', unit_offset_norm=True, scale_embeddings=True)
 
 
 def sizes_of(theirs: Mapping[str, Any], dtype: str = 'float32') -> LMConfig:
@@ -220,6 +218,7 @@ def config_json_of(
       layer_norm_epsilon=config.layer_norm_epsilon,
       feed_forward_proj=config.feed_forward,
       dropout_rate=config.dropout_rate,
+      tie_word_embeddings=config.tie_embeddings,
       is_encoder_decoder=True,
       decoder_start_token_id=0,
       pad_token_id=0,
@@ -227,26 +226,27 @@ def config_json_of(
     )
   else:
     found = _decoder_json(config, eos_id)
-  found['tie_word_embeddings'] = config.tie_embeddings
   found['architectures'] = [_ARCHITECTURES[found['model_type']]]
   return found
 
 
 def _decoder_json(config: DecoderConfig, eos_id: int | None) -> dict[str, Any]:
-  found = {
-    name: getattr(config, ours) for name, ours in _DECODER_SIZES.items()
-  }
+  found = {name: getattr(config, ours) for name, ours in _DECODER_SIZES.items()}
   found |= dict(
     num_key_value_heads=config.num_kv_heads,
     head_dim=config.d_kv,
     rope_theta=config.rope_base,
     attention_bias=False,
+    tie_word_embeddings=config.tie_embeddings,
     eos_token_id=eos_id,
     pad_token_id=None if config.pad_id < 0 else config.pad_id,
   )
   scaling = config.rope_scaling
   if scaling is not None:
-    found['rope_scaling'] = {'rope_type': scaling.kind, 'factor': scaling.factor}
+    found['rope_scaling'] = {
+      'rope_type': scaling.kind,
+      'factor': scaling.factor,
+    }
     if scaling.kind == 'llama3':
       found['rope_scaling'] |= {
         'low_freq_factor': scaling.low_frequency_factor,

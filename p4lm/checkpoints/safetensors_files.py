@@ -210,9 +210,9 @@ def _write_file(path: Path, tensors: Sequence[Tensor], read) -> None:
   with partial.open('wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for tensor in tensors:
-      values = np.ascontiguousarray(read(tensor), DTYPES[tensor.dtype])
+      values = np.asarray(read(tensor), DTYPES[tensor.dtype], order='C')
       assert values.shape == tensor.shape, (tensor, values.shape)
-      file.write(values.view(np.uint8).data)
+      file.write(values.reshape(-1).view(np.uint8).data)
     file.flush()
     os.fsync(file.fileno())
   os.replace(partial, path)

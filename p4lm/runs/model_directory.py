@@ -265,7 +265,7 @@ def load_model(
       f'CHECKPOINT {directory} holds a {card.kind} model; a {kind} is needed'
     )
   config = card.model_config()
-  vocabulary = _load_vocabulary(directory, card, config)
+  vocabulary = load_vocabulary(directory, card)
   graphdef, trained, frozen = split_trainable(
     nnx.eval_shape(lambda: _module(config, card.lora)), card.stage
   )
@@ -291,9 +291,10 @@ def _module(config: Config, lora_config: dict | None = None) -> nnx.Module:
   return module
 
 
-def _load_vocabulary(directory: Path, card: ModelCard, config: Config):
+def load_vocabulary(directory: Path, card: ModelCard) -> Vocabulary | TokenIds:
+  """The vocabulary of a model directory, or what stands for one."""
   if card.vocabulary_sha256 is None:
-    return TokenIds(config.lm.vocab_size, card.eos_id)
+    return TokenIds(card.model_config().lm.vocab_size, card.eos_id)
   vocabulary = Vocabulary.load(directory / 'vocabulary.model')
   _check_hash(vocabulary.path, vocabulary.sha256, card.vocabulary_sha256)
   return vocabulary
