@@ -24,6 +24,7 @@ JOBS = {
   'train_reward': 'a reward model: nli, appeal, personalization, relevance',
   'train_rl': 'fine-tune against the joint reward with a KL anchor',
   'infer': 'JSONL in, JSONL out: generate, score or reward',
+  'convert': 'checkpoints from and to Hugging Face; from GGUF and T5X',
   'evaluate': "the paper's table, or how CF embeddings rank; the report",
   'pipeline': 'all of the above, stage by stage, from one experiment',
 }

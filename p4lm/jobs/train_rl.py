@@ -199,6 +199,7 @@ class _Prompts:
       prompt_length=anchor.card.prompt_length,
       batch_size=batch_size,
       length_bucket=anchor.card.prompt_length,
+      pad_id=anchor.config.lm.pad_id,
     ).features
 
   def batches_from(self, start: int) -> Iterator[dict]:
