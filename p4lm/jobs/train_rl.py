@@ -35,6 +35,7 @@ from p4lm.rl.scoring import (
   policy_score_fn,
   reference_fn,
 )
+from p4lm.rl.thresholds import ThresholdConfig
 from p4lm.runs import fitting, model_directory
 from p4lm.runs.reward_terms import load_reward_terms
 from p4lm.runs.sample_log import SampleLog
@@ -58,6 +59,7 @@ def train_rl(
   algorithm: Algorithm | None = None,
   reference: ReferenceConfig | None = None,
   kl_control: AdaptiveKl | None = None,
+  thresholds: ThresholdConfig | None = None,
   joint_reward: JointRewardConfig | None = None,
   reward_outputs: Mapping[str, str] | None = None,
   eos_contract: EosContract | None = None,
@@ -81,6 +83,7 @@ def train_rl(
       `GrpoConfig` or `RebelConfig`.
     reference: what the KL is measured to; the SFT policy by default.
     kl_control: steers the algorithm's KL coefficient; None leaves it.
+    thresholds: rewards that are kept above a value; None for none.
     joint_reward: weights and normalisation; the paper's by default.
     reward_outputs: {kind: how its score is read}, see `LearnedTermConfig`.
     eos_contract: what a response without EOS earns.
@@ -135,7 +138,9 @@ def train_rl(
       key=jax.random.fold_in(fit.state.key, _LEARNING),
     )
   )
-  rl = RlState(learner, start, algorithm.kl_coefficient, reference, kl_control)
+  rl = RlState(
+    learner, start, algorithm.kl_coefficient, reference, kl_control, thresholds
+  )
   samples = SampleLog(directory / 'samples.jsonl')
 
   def iterate(state, batch):
@@ -160,14 +165,14 @@ def train_rl(
         eos_id,
       ),
       decode_fn=anchor.vocabulary.decode,
-      reward_fn=joint,
+      reward_fn=lambda requests: rl.paid(joint(requests)),
       eos_id=eos_id,
       eos_contract=eos_contract,
     )
     clock = PhaseClock()
     rollout = rl.priced(collected.rollout)
     state, metrics = learner.learn(state, rollout)
-    metrics = {**metrics, **rl.end(rollout)}
+    metrics = {**metrics, **rl.end(rollout, collected.judged)}
     if step % samples_every == 0:
       samples.append(step, _sample_rows(collected, batch, num_samples))
     jax.block_until_ready(state.params)

@@ -2,6 +2,7 @@
 
     rl/counters/prompts, samples      int64, how many so far
     rl/coefficient                    float64, of an adaptive KL
+    rl/multipliers/TERM               float64, of rewards with a threshold
     rl/reference/...                  parameters of a reference that moves
     rl/learner/...                    critics, their targets and moments, replay
 
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from p4lm.rewards.joint import JointValues
 from p4lm.rl.kl_anchoring import (
   AdaptiveKl,
   MovingReference,
@@ -24,6 +26,7 @@ from p4lm.rl.kl_anchoring import (
 )
 from p4lm.rl.learner import Learner
 from p4lm.rl.rollouts import Rollout
+from p4lm.rl.thresholds import Multipliers, ThresholdConfig
 from p4lm.training.state import TrainState
 from p4lm.typing import PyTree
 
@@ -37,6 +40,7 @@ class RlState:
     coefficient: the algorithm's KL coefficient, the controller's first.
     reference: None for the SFT policy.
     controller: None for a fixed coefficient.
+    thresholds: of rewards, None for none.
   """
 
   def __init__(
@@ -46,11 +50,15 @@ class RlState:
     coefficient: float,
     reference: ReferenceConfig | None = None,
     controller: AdaptiveKl | None = None,
+    thresholds: ThresholdConfig | None = None,
   ):
     self._learner = learner
     self._controller = controller
     self._coefficient = np.float64(coefficient)
     self._counters = {'prompts': np.int64(0), 'samples': np.int64(0)}
+    self._multipliers = None
+    if thresholds is not None and thresholds.thresholds:
+      self._multipliers = Multipliers(thresholds)
     self._reference = None
     if reference is not None and reference.moves:
       self._reference = MovingReference(reference, params)
@@ -64,6 +72,12 @@ class RlState:
     """Trained part of the reference's parameters: the anchor's, or its own."""
     return anchor if self._reference is None else self._reference.params
 
+  def paid(self, judged: JointValues) -> JointValues:
+    """The joint reward, with what thresholds add to it."""
+    return (
+      judged if self._multipliers is None else self._multipliers.paid(judged)
+    )
+
   def priced(self, rollout: Rollout) -> Rollout:
     """The rollout with the coefficient of an adaptive KL."""
     if self._controller is None:
@@ -72,12 +86,13 @@ class RlState:
     coefficients = np.full(rows, self._coefficient, np.float32)
     return dataclasses.replace(rollout, kl_coefficients=coefficients)
 
-  def end(self, rollout: Rollout) -> dict[str, float]:
+  def end(self, rollout: Rollout, judged: JointValues) -> dict[str, float]:
     """After the rollout was learned from: counts, steers; what to log."""
     self._counters['prompts'] += rollout.prompt_tokens.shape[0]
     self._counters['samples'] += rollout.response_tokens.shape[0]
+    logged = self._multipliers.follow(judged) if self._multipliers else {}
     if self._controller is None:
-      return {}
+      return logged
     kl = sampled_kl(
       rollout.behavior_logps,
       rollout.reference_logps,
@@ -86,13 +101,15 @@ class RlState:
     )
     used = float(self._coefficient)
     self._coefficient = np.float64(self._controller.after(used, kl))
-    return {'kl_coefficient': used}
+    return {**logged, 'kl_coefficient': used}
 
   def checkpoint_items(self) -> dict[str, PyTree]:
     """The item `rl`."""
     rl = {'counters': dict(self._counters), 'learner': self._learner.items()}
     if self._controller is not None:
       rl['coefficient'] = self._coefficient
+    if self._multipliers is not None:
+      rl['multipliers'] = dict(self._multipliers.values)
     if self._reference is not None:
       rl['reference'] = self._reference.params
     return {'rl': rl}
@@ -106,5 +123,9 @@ class RlState:
     self._learner.restore(rl['learner'])
     if self._controller is not None:
       self._coefficient = np.float64(rl['coefficient'])
+    if self._multipliers is not None:
+      self._multipliers.values = {
+        name: np.float64(value) for name, value in rl['multipliers'].items()
+      }
     if self._reference is not None:
       self._reference.params = rl['reference']
