@@ -115,7 +115,7 @@ def test_the_state_of_rl_comes_back_bit_for_bit(mdp, tmp_path):
   rollout = rl.priced(mdp.rollout(jnp.array([0, 3, 9, 14])))
   np.testing.assert_array_equal(rollout.kl_coefficients, [0.5] * 4)
   learner.number = jnp.float32(0.1)
-  assert rl.end(rollout) == {'kl_coefficient': 0.5}
+  assert rl.end(rollout, None) == {'kl_coefficient': 0.5}
 
   store = CheckpointStore(tmp_path)
   store.save(1, rl.checkpoint_items())
