@@ -154,6 +154,29 @@ def learning_chart(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> str:
   return _svg(figure)
 
 
+def distance_chart(windows: Sequence) -> str:
+  """The learned reward and each unseen score along sqrt(KL), a panel each.
+
+  Args:
+    windows: of `over_optimisation.windows`.
+  """
+  series = {'learned reward': [window.reward for window in windows]}
+  for score in windows[0].unseen:
+    series[score] = [window.unseen[score] for window in windows]
+  figure, axes = _figure(min(12.0, 2.9 * len(series)), 2.6, columns=len(series))
+  distances = [window.distance for window in windows]
+  for place, (axis, (name, values)) in enumerate(zip(axes, series.items())):
+    axis.errorbar(
+      distances, [mean for mean, _ in values],
+      yerr=[error for _, error in values], fmt='o-', markersize=4,
+      linewidth=1.2, color=PALETTE[0] if place == 0 else PALETTE[1],
+    )  # fmt: skip
+    _title(axis, name)
+    axis.set_xlabel('sqrt(KL)')
+    axis.grid(color=RULE, linewidth=0.6)
+  return _svg(figure)
+
+
 def reliability_chart(curves: Mapping[str, Mapping[str, Sequence]]) -> str:
   """Reliability diagrams, and below each how many examples a bin has.
 

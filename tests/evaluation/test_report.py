@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from p4lm.evaluation import charts
-from p4lm.evaluation.report import Report, Sample, SampleText, write_report
+from p4lm.evaluation.report import Report, write_report
+from p4lm.evaluation.report_samples import Sample, SampleText
 from p4lm.evaluation.statistics import Interval
 from p4lm.evaluation.table_one import CRITERIA, contrasts, table_one
 from p4lm.evaluation.text import text_statistics
