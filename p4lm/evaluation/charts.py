@@ -177,6 +177,30 @@ def distance_chart(windows: Sequence) -> str:
   return _svg(figure)
 
 
+def front_chart(systems: Sequence[str], points, on_front, names) -> str:
+  """Systems in the plane of two scores, the Pareto front drawn through.
+
+  Args:
+    systems: N names.
+    points: float [N, 2].
+    on_front: bool [N].
+    names: of the two scores.
+  """
+  figure, (axis,) = _figure(6.4, 4.2)
+  best = sorted(tuple(point) for point, on in zip(points, on_front) if on)
+  axis.plot(*zip(*best), color=RULE, linewidth=1.4, zorder=0)
+  for system, point, on in zip(systems, points, on_front):
+    axis.plot(*point, 'o', color=UP if on else GREY, markersize=6)
+    axis.annotate(
+      system, point, xytext=(6, 4), textcoords='offset points', fontsize=8.5
+    )
+  axis.set(xlabel=names[0], ylabel=names[1])
+  axis.grid(color=RULE, linewidth=0.6)
+  axis.set_axisbelow(True)
+  axis.margins(0.15)
+  return _svg(figure)
+
+
 def reliability_chart(curves: Mapping[str, Mapping[str, Sequence]]) -> str:
   """Reliability diagrams, and below each how many examples a bin has.
 

@@ -26,7 +26,7 @@ from p4lm.data import tables
 from p4lm.data.catalogue import Catalogue
 from p4lm.data.world.gold import GoldScorer
 from p4lm.errors import UserError
-from p4lm.evaluation import score_agreement, table_one
+from p4lm.evaluation import table_one
 from p4lm.evaluation.report import Report, write_report
 from p4lm.evaluation.report_samples import Sample, SampleText
 from p4lm.evaluation.score_tables import ScoreTable
@@ -36,7 +36,7 @@ from p4lm.evaluation.user_match import HeldOutJudge, UserMatch, user_match
 from p4lm.partitioning.mesh import make_mesh
 from p4lm.rewards.terms import RewardRequest, RewardTerm, evaluate_term
 from p4lm.runs.policy_curves import policy_sections
-from p4lm.runs.pooled_evaluation import pooled_report
+from p4lm.runs.pooled_evaluation import comparing_sections, pooled_report
 from p4lm.runs.ranking_report import RankingConfig, ranking_report
 from p4lm.runs.reward_terms import load_reward_terms
 from p4lm.runs.system_texts import SHUFFLED, system_texts
@@ -171,7 +171,7 @@ def evaluate(
   ).save(directory)
 
   sections = policy_sections(runs or {}, data_dir, catalogue, terms)
-  sections.append(score_agreement.section(scores, shown))
+  sections += comparing_sections(scores, shown)
   judged = _Judged(pairs, subjects, texts, scores, matches, sections)
   report = _report(judged, shown, contrasts, data_dir, seed, runs)
   _publish(report, directory)

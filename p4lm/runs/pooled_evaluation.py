@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from p4lm.errors import UserError
-from p4lm.evaluation import score_agreement, table_one
+from p4lm.evaluation import pareto, score_agreement, table_one
 from p4lm.evaluation.report import Report
 from p4lm.evaluation.score_tables import ScoreTable, pool
 from p4lm.evaluation.sections import Section
@@ -51,8 +51,12 @@ def pooled_report(
     )
   for judge, scores in reversed(pooled.scores.items()):
     compared += table_one.contrasts(scores, contrasts, judge=judge, **options)
-  systems = [s for s in next(iter(pooled.scores.values()))]
-  sections = [score_agreement.section(pooled.scores, systems)]
+  systems = [
+    system
+    for system in next(iter(pooled.scores.values()))
+    if not system.endswith(shuffled)
+  ]
+  sections = comparing_sections(pooled.scores, systems)
   if contrasts:
     sections.insert(0, _by_evaluation(tables, contrasts))
   return Report(
@@ -69,6 +73,22 @@ def pooled_report(
     contrasts=compared,
     sections=sections,
   )
+
+
+def comparing_sections(
+  scores: Mapping[str, table_one.Scores], systems: Sequence[str]
+) -> list[Section]:
+  """The parts of a report that set systems and scores against each other.
+
+  Args:
+    scores: {judge: {system: {criterion: float [M]}}}.
+    systems: those to show.
+  """
+  judge = 'gold' if 'gold' in scores else 'learned'
+  return [
+    pareto.section(scores[judge], systems, judge),
+    score_agreement.section(scores, systems),
+  ]
 
 
 def _by_evaluation(tables: Mapping[str, ScoreTable], contrasts) -> Section:
