@@ -53,7 +53,7 @@ def means_chart(table: TableOne) -> str:
   for axis, criterion in zip(axes, criteria):
     for place, system in enumerate(systems):
       mean = table.row(system, criterion).mean
-      color = GREY if system == table.baseline else PALETTE[place - 1]
+      color = GREY if system == table.baseline else _color(place - 1)
       error = mean.standard_error if math.isfinite(mean.standard_error) else 0
       axis.errorbar(
         mean.mean, place, xerr=error, fmt='o', color=color, markersize=6,
@@ -132,7 +132,7 @@ def learning_chart(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> str:
       axis.plot(
         [step for step, _ in points],
         [value for _, value in points],
-        color=PALETTE[place % len(PALETTE)],
+        color=_color(place),
         linewidth=1.4,
         marker='o' if len(points) == 1 else None,
         label=name.removeprefix('reward/').removesuffix('/mean'),
@@ -239,7 +239,7 @@ def choices_chart(curves: Mapping[str, Sequence[float]], worth: str) -> str:
   for place, (name, values) in enumerate(curves.items()):
     if name != 'n':
       axis.plot(
-        curves['n'], values, 'o-', color=PALETTE[place - 1], markersize=4,
+        curves['n'], values, 'o-', color=_color(place - 1), markersize=4,
         linewidth=1.4, label=name,
       )  # fmt: skip
   axis.set_xscale('log', base=2)
@@ -287,6 +287,11 @@ def read_metrics(path) -> dict[str, list[tuple[int, float]]]:
       if number and math.isfinite(value):
         series.setdefault(name, []).append((step, float(value)))
   return series
+
+
+def _color(place: int) -> str:
+  """Colours repeat once all are used."""
+  return PALETTE[place % len(PALETTE)]
 
 
 def _title(axis, text: str) -> None:
