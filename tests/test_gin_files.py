@@ -67,6 +67,10 @@ def test_it_resolves(name):
     ('train_rl_ppo', 'PpoConfig'),
     ('train_rl_grpo', 'GrpoConfig'),
     ('train_rl_rebel', 'RebelConfig'),
+    ('train_rl_sac', 'SacConfig'),
+    ('train_rl_soft_optimal', 'SoftOptimalConfig'),
+    ('train_rl_cql', 'CqlConfig'),
+    ('train_rl_in_sample', 'InSampleConfig'),
   ],
 )
 def test_each_algorithm_has_a_run_file(name, config):

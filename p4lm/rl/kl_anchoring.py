@@ -15,7 +15,7 @@ import numpy as np
 
 from p4lm.errors import UserError
 from p4lm.rl.objective import check_at_least, check_choices
-from p4lm.typing import Array, PyTree
+from p4lm.typing import PyTree
 
 REFERENCES = ('sft', 'previous', 'moving_average')
 
@@ -50,7 +50,12 @@ class ReferenceConfig:
     return self.kind != 'sft'
 
   def check_fits(self, algorithm) -> None:
-    """Raises UserError for a penalty that would always be zero."""
+    """Raises UserError for a penalty that would be zero or have no effect."""
+    if self.moves and algorithm.kl_in == 'values':
+      raise UserError(
+        f'{type(algorithm).__name__} holds the policy near the SFT policy by '
+        f'its critics; a reference of kind {self.kind!r} would have no effect'
+      )
     fresh = self.kind == 'previous' and self.every == 1
     if fresh and algorithm.kl_in == 'reward':
       raise UserError(
@@ -118,6 +123,14 @@ class AdaptiveKl:
         f'AdaptiveKl.lowest is {self.lowest}, above highest {self.highest}'
       )
 
+  def check_fits(self, algorithm) -> None:
+    """Raises UserError for an algorithm whose coefficient is in its critics."""
+    if algorithm.kl_in == 'values':
+      raise UserError(
+        f'{type(algorithm).__name__} learns critics for one KL coefficient; '
+        'leave out kl_control'
+      )
+
   def after(self, coefficient: float, kl: float) -> float:
     """The next coefficient.
 
@@ -133,16 +146,3 @@ class AdaptiveKl:
     error = np.clip(kl / self.target - 1, -self.clip, self.clip)
     steered = coefficient * (1 + self.gain * error)
     return float(np.clip(steered, self.lowest, self.highest))
-
-
-def sampled_kl(
-  behavior_logps: Array,
-  reference_logps: Array,
-  response_mask: Array,
-  valid: np.ndarray,
-) -> float:
-  """Mean log-ratio of whole valid responses, nats; NaN when none is valid."""
-  gap = np.asarray(behavior_logps) - np.asarray(reference_logps)
-  per_response = np.where(np.asarray(response_mask), gap, 0.0).sum(axis=1)
-  kept = per_response[np.asarray(valid)]
-  return float(kept.mean()) if len(kept) else float('nan')

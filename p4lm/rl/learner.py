@@ -91,8 +91,9 @@ class Workbench:
     distribution_fn: the policy's log-probabilities [B, L, V].
     anchor: the SFT model.
     place: puts a learner's own arrays where the policy's devices are.
+    place_batch: divides the rows of host arrays among those devices.
     key: random key of the learner's own draws.
-    max_grad_norm: gradients of critics are clipped to it.
+    example: shapes of a rollout, for a replay.
   """
 
   step_of: Callable[..., Any]
@@ -100,5 +101,6 @@ class Workbench:
   distribution_fn: DistributionFn
   anchor: Anchor
   place: Callable[[PyTree], PyTree]
+  place_batch: Callable[[PyTree], PyTree]
   key: jax.Array
-  max_grad_norm: float = 1.0
+  example: Rollout

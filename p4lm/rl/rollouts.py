@@ -85,6 +85,30 @@ class Rollout:
     return {name: getattr(self, name) for name in PROMPT_FEATURES}
 
 
+def rollout_shapes(
+  features: Mapping[str, Any], group_size: int, length: int
+) -> Rollout:
+  """A rollout of `jax.ShapeDtypeStruct`s.
+
+  Args:
+    features: arrays or shapes of M prompts.
+    group_size: G, responses a prompt.
+    length: L.
+  """
+  rows = features['prompt_tokens'].shape[0] * group_size
+  of = jax.ShapeDtypeStruct
+  logps = of((rows, length), np.float32)
+  return Rollout(
+    **{name: features[name] for name in PROMPT_FEATURES},
+    response_tokens=of((rows, length), np.int32),
+    response_mask=of((rows, length), np.bool_),
+    behavior_logps=logps,
+    reference_logps=logps,
+    rewards=of((rows,), np.float32),
+    valid=of((rows,), np.bool_),
+  )
+
+
 class Samples(Protocol):
   """What a sampler returns, B rows."""
 
@@ -185,7 +209,9 @@ def collect_rollout(
     rewards=rewards - prices,
     valid=valid,
   )
+  kl = sampled_kl(samples.logps, reference_logps, samples.response_mask, valid)
   metrics = dict(judged.metrics) | {
+    'rollout/kl': kl if np.isfinite(kl) else 0.0,
     'rollout/length': float(lengths.mean()),
     'rollout/share_finished': float(finished.mean()),
     'rollout/share_valid': float(valid.mean()),
@@ -194,3 +220,16 @@ def collect_rollout(
     **clock.metrics,
   }
   return Collected(rollout, texts, judged, metrics)
+
+
+def sampled_kl(
+  behavior_logps: Array,
+  reference_logps: Array,
+  response_mask: Array,
+  valid: np.ndarray,
+) -> float:
+  """Mean log-ratio of whole valid responses, nats; NaN when none is valid."""
+  gap = np.asarray(behavior_logps) - np.asarray(reference_logps)
+  per_response = np.where(np.asarray(response_mask), gap, 0.0).sum(axis=1)
+  kept = per_response[np.asarray(valid)]
+  return float(kept.mean()) if len(kept) else float('nan')

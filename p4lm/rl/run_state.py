@@ -22,10 +22,9 @@ from p4lm.rl.kl_anchoring import (
   AdaptiveKl,
   MovingReference,
   ReferenceConfig,
-  sampled_kl,
 )
 from p4lm.rl.learner import Learner
-from p4lm.rl.rollouts import Rollout
+from p4lm.rl.rollouts import Rollout, sampled_kl
 from p4lm.rl.thresholds import Multipliers, ThresholdConfig
 from p4lm.training.state import TrainState
 from p4lm.typing import PyTree

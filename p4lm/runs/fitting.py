@@ -20,6 +20,7 @@ from p4lm.partitioning.shardings import (
 )
 from p4lm.runs.model_info import write_model_info
 from p4lm.training import loop
+from p4lm.training.leaf_names import leaf_name
 from p4lm.training.metric_writers import MetricWriter
 from p4lm.training.optimizers import OptimizerConfig
 from p4lm.training.state import TrainState
@@ -86,11 +87,19 @@ class Fit:
 
   def place(self, tree: PyTree) -> PyTree:
     """A tree of arrays where the state's devices are."""
-    return put_state(tree, self.sharding.mesh)
+    return put_state(tree, self.mesh)
 
-  def place_batch(self, features: Mapping[str, np.ndarray]):
+  def place_batch(self, features: PyTree) -> PyTree:
     """Features with their rows divided among the mesh's data shards."""
-    return put_batch(features, self.sharding.mesh)
+    named, structure = jax.tree.flatten_with_path(features)
+    names = [leaf_name(path) for path, _ in named]
+    placed = put_batch(dict(zip(names, (x for _, x in named))), self.mesh)
+    return jax.tree.unflatten(structure, [placed[name] for name in names])
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    """The devices."""
+    return self.sharding.mesh
 
   def run(
     self,

@@ -13,6 +13,7 @@ import pytest
 
 from p4lm.ops import (
   contrastive,
+  critics,
   kl,
   policy_gradient,
   preference,
@@ -160,6 +161,33 @@ CASES = {
       constant_shapes=((6,), (6,)),
     )
     for pairs in ('all', 'neighbours')
+  },
+  'critic': LossCase(
+    lambda x, c, m: critics.critic_loss(x[0], c[0], mask=m),
+    shapes=(_BL,),
+    constant_shapes=(_BL,),
+    mask_ndim=2,
+  ),
+  'conservative': LossCase(
+    lambda x, c, m: critics.conservative_penalty(
+      x[0][None], _TOKENS, c[0], response_mask=m
+    ),
+    shapes=((*_BL, 5),),
+    constant_shapes=((*_BL, 5),),
+    mask_ndim=2,
+  ),
+  **{
+    f'distillation_{direction}': LossCase(
+      lambda x, c, m, direction=direction: critics.distillation_loss(
+        x[0], c[0], response_mask=m, direction=direction
+      ),
+      shapes=((*_BL, 5),),
+      constant_shapes=((*_BL, 5),),
+      mask_ndim=2,
+      # Log-probabilities: exp of them must be representable.
+      largest=20.0,
+    )
+    for direction in ('reverse', 'forward')
   },
   'info_nce': LossCase(
     lambda x, c, m: contrastive.info_nce_loss(*x, example_mask=m),

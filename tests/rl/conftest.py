@@ -18,7 +18,10 @@ import numpy as np
 import pytest
 
 from p4lm.ops import logprobs, masks
+from p4lm.rl.critics import CriticNetwork
+from p4lm.rl.learner import Anchor, Workbench
 from p4lm.rl.rollouts import Rollout
+from p4lm.training.step import make_train_step
 
 VOCABULARY, LENGTH, EOS_ID, CONTEXTS, PREFIXES = 3, 3, 1, 2, 13
 
@@ -141,6 +144,51 @@ class TinyMDP:
     )
 
 
+def tabular_bench(mdp, optimizer):
+  """What learners are made of, for policies and anchors that are tables."""
+
+  def distribution_fn(params, frozen, rollout):
+    del frozen
+    contexts = jnp.repeat(rollout.prompt_tokens[:, 0], rollout.group_size)
+    rows = mdp.prefix_rows(rollout.response_tokens)
+    return jax.nn.log_softmax(params[contexts[:, None], rows])
+
+  return Workbench(
+    step_of=lambda loss_fn, plan=None: make_train_step(
+      loss_fn, optimizer, plan=plan
+    ),
+    score_fn=mdp.score_fn,
+    distribution_fn=distribution_fn,
+    anchor=Anchor(
+      params=jnp.asarray(mdp.reference),
+      hidden_fn=None,
+      logps_fn=lambda table, rollout: distribution_fn(table, None, rollout),
+      width=0,
+      vocabulary_size=VOCABULARY,
+    ),
+    place=lambda tree: tree,
+    place_batch=lambda tree: tree,
+    key=jax.random.key(7),
+    example=mdp.rollout(jnp.arange(2)),
+  )
+
+
+def tabular_critics(mdp, heads=2):
+  """Q [K, CONTEXTS, 13, 3] and V [CONTEXTS, 13] as tables."""
+  shape = (CONTEXTS, PREFIXES)
+  start = np.random.default_rng(1).normal(size=(heads, *shape, VOCABULARY))
+
+  def states(rollout):
+    rows = mdp.prefix_rows(rollout.response_tokens)
+    return rollout.prompt_tokens[:, :1], rows
+
+  return CriticNetwork(
+    {'q': jnp.asarray(0.1 * start), 'v': jnp.zeros(shape)},
+    q_fn=lambda params, _, rollout, key: params['q'][:, *states(rollout)],
+    v_fn=lambda params, _, rollout: params['v'][*states(rollout)],
+  )
+
+
 @pytest.fixture(name='mdp', scope='session')
 def _mdp():
   generator = np.random.default_rng(5)
@@ -153,6 +201,16 @@ def _mdp():
     rewards=generator.normal(size=(CONTEXTS, len(tokens))),
     start=generator.normal(size=shape),
   )
+
+
+@pytest.fixture(name='make_bench', scope='session')
+def _make_bench(mdp):
+  return lambda optimizer: tabular_bench(mdp, optimizer)
+
+
+@pytest.fixture(name='make_critics', scope='session')
+def _make_critics(mdp):
+  return lambda heads=2: tabular_critics(mdp, heads)
 
 
 @pytest.fixture(name='float64')

@@ -17,11 +17,14 @@ from pathlib import Path
 
 from p4lm.jobs import train_rl
 from p4lm.rewards.joint import JointRewardConfig
+from p4lm.rl.critics import CriticConfig
 from p4lm.rl.eos import EosContract
 from p4lm.rl.kl_anchoring import AdaptiveKl, ReferenceConfig
 from p4lm.rl.ppo import PpoConfig
 from p4lm.rl.rebel import RebelConfig
 from p4lm.rl.reinforce import ReinforceConfig
+from p4lm.rl.replay import ReplayConfig
+from p4lm.rl.sac import SacConfig
 from p4lm.runs.fitting import FitConfig
 from p4lm.training.optimizers import OptimizerConfig
 
@@ -54,11 +57,24 @@ RUNS = {
       'kl_control': AdaptiveKl(target=0.1),
     },
   ),
+  'sac': Run(
+    SacConfig(
+      critic=CriticConfig(updates=2, dropout=0.1, dropout_samples=2),
+      replay=ReplayConfig(capacity=24, rows=8),
+      policy_updates=2,
+    )
+  ),
   'rebel': Run(RebelConfig(minibatches=2, epochs=2), stage='lora'),
 }
 
 
-def run(world: Path, output_dir: Path, chosen: Run, steps: int) -> None:
+def run(
+  world: Path,
+  output_dir: Path,
+  chosen: Run,
+  steps: int,
+  optimizer: OptimizerConfig | None = None,
+) -> None:
   """`train_rl` from the world's SFT model against its reward."""
   train_rl.train_rl(
     data_dir=str(world / 'data'),
@@ -69,7 +85,7 @@ def run(world: Path, output_dir: Path, chosen: Run, steps: int) -> None:
     eos_contract=EosContract('score_anyway'),
     training=FitConfig(
       stage=chosen.stage,
-      optimizer=OptimizerConfig(learning_rate=1e-2),
+      optimizer=optimizer or OptimizerConfig(learning_rate=1e-2),
       steps=steps,
       seed=5,
       mesh_shape=chosen.mesh_shape,

@@ -14,10 +14,10 @@ from p4lm.rl.kl_anchoring import (
   AdaptiveKl,
   MovingReference,
   ReferenceConfig,
-  sampled_kl,
 )
 from p4lm.rl.objective import minibatches
 from p4lm.rl.reinforce import ReinforceConfig
+from p4lm.rl.rollouts import sampled_kl
 from p4lm.rl.run_state import RlState
 from p4lm.training.state import TrainState
 

@@ -1,6 +1,7 @@
 """Whole runs of the job: killed and started again, and compiled once."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import pathlib
@@ -19,6 +20,9 @@ import rl_run  # noqa: E402
 import tiny_run  # noqa: E402
 
 from p4lm.checkpoints.manager import CheckpointStore  # noqa: E402
+from p4lm.errors import UserError  # noqa: E402
+from p4lm.rl.rebel import RebelConfig  # noqa: E402
+from p4lm.training.leaf_names import named_leaves  # noqa: E402
 
 
 @pytest.fixture(name='world', scope='module')
@@ -101,4 +105,48 @@ def test_killed_and_started_again_changes_no_bit(
     for which in ('whole', 'killed')
   ]
   assert samples[0] == samples[1]
-  assert [row['step'] for row in _metrics(tmp_path / 'killed')] == [1, 2, 3, 4]
+  rows = _metrics(tmp_path / 'killed')
+  assert [row['step'] for row in rows] == [1, 2, 3, 4]
+  phases = {
+    f'secs/{name}' for name in ('sample', 'judge', 'reference', 'update')
+  }
+  assert all(phases <= row.keys() for row in rows)
+
+
+class _Seen(Exception):
+  """Carries what a learner would have been made of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Looking(RebelConfig):
+  """Stops the job where it would begin."""
+
+  def learner(self, bench):
+    raise _Seen(bench)
+
+
+def test_an_anchor_of_lora_holds_the_factors_alone(world, tmp_path):
+  with pytest.raises(_Seen) as seen:
+    rl_run.run(world, tmp_path, rl_run.Run(_Looking(), stage='lora'), 1)
+  bench = seen.value.args[0]
+  factors, base = bench.anchor.params
+  fit = bench.step_of.__self__
+  ours, policys = jax.tree.leaves(base), jax.tree.leaves(fit.state.frozen)
+  assert len(ours) > 10
+  assert all(mine is its for mine, its in zip(ours, policys, strict=True))
+  names = named_leaves(factors)
+  assert names and all('lora_' in name for name in names)
+  # The policy's factors are its own: updates take their memory.
+  for mine, its in zip(
+    jax.tree.leaves(factors), jax.tree.leaves(fit.state.params), strict=True
+  ):
+    assert mine is not its
+    np.testing.assert_array_equal(mine, its)
+
+
+def test_samples_of_a_file_need_a_replay(world, tmp_path):
+  chosen = rl_run.Run(
+    RebelConfig(), {'offline_samples': str(tmp_path / 'samples.jsonl')}
+  )
+  with pytest.raises(UserError, match='an algorithm with a replay'):
+    rl_run.run(world, tmp_path / 'out', chosen, 1)
