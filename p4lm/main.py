@@ -18,7 +18,7 @@ from p4lm.errors import UserError
 
 JOBS = {
   'make_data': 'ratings and texts -> tables, splits, vocabulary',
-  'fit_cf': 'ratings -> user and item embeddings (weighted ALS)',
+  'fit_cf': 'ratings -> user and item embeddings (weighted ALS, two towers)',
   'cache_tasks': 'SeqIO tasks, tokenized and cached as ArrayRecord',
   'train_lm': 'soft-token language model: stage adapters, full or lora',
   'train_reward': 'a reward model: nli, appeal, personalization, relevance',

@@ -142,7 +142,7 @@ class _Paper:
       Stage(
         'cf',
         'fit_cf',
-        'CF embeddings by weighted ALS',
+        'CF embeddings of users and items',
         self._common,
         ('data',),
       ),
