@@ -21,7 +21,7 @@ class TokenIds:
     size: number of ids.
     eos_id: ends a response; -1 for a model that has no such id.
     soft_token_id: None, there are no placeholders.
-    path, sha256: None, there is no file.
+    path, sha256, file_name: None, there is no file.
   """
 
   size: int
@@ -29,6 +29,7 @@ class TokenIds:
   soft_token_id: int | None = None
   path: None = None
   sha256: None = None
+  file_name: None = None
 
   def encode(self, text: str) -> list[int]:
     """Raises UserError: only a tokenizer could do that."""

@@ -51,15 +51,18 @@ class Vocabulary:
     unk_id: unknown.
     bos_id: begins a prompt, or None.
     soft_token_id: id of `<extra_id_0>`; None where the file has no room for it.
-    sha256: hash of the model file, for manifests and checkpoints.
+    contents: of the model file.
+    sha256: its hash, for manifests and checkpoints.
   """
 
   pad_id = PAD_ID
   eos_id = EOS_ID
+  file_name = 'vocabulary.model'
 
   def __init__(self, model: bytes, path: str | os.PathLike[str]):
     """Wraps a serialized model; most callers want `Vocabulary.load`."""
     self.path = pathlib.Path(path)
+    self.contents = model
     self.sha256 = hashlib.sha256(model).hexdigest()
     _check_whole(model, self.path)
     self._processor = _load_processor(model + _sentinel_pieces(), self.path)

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from p4lm.checkpoints import hf_checkpoint
+from p4lm.checkpoints.gguf_checkpoint import GGUFCheckpoint, is_gguf
 from p4lm.checkpoints.manager import CheckpointStore
 from p4lm.checkpoints.streamed import (
   ArrayReader,
@@ -28,6 +29,7 @@ from p4lm.models.language_model import LMConfig, make_language_model
 from p4lm.models.recommender import RecommenderConfig
 from p4lm.models.selection import parameter_name
 from p4lm.runs import model_directory
+from p4lm.runs.model_directory import AnyVocabulary
 from p4lm.runs.model_info import write_model_info
 
 _LM = 'lm/'
@@ -42,7 +44,7 @@ class Source:
     config: sizes.
     shapes: {parameter of the language model: shape}.
     fill: (name, float32 array) -> None, writes a parameter's values.
-    vocabulary: its SentencePiece model, or what stands for one.
+    vocabulary: its own, or what stands for one.
     keep_origin: writes what converting back needs into a model directory.
     origin: of a p4lm model, the directory of what it was made of, or None.
   """
@@ -50,7 +52,7 @@ class Source:
   config: LMConfig
   shapes: Shapes
   fill: Callable[[str, np.ndarray], None]
-  vocabulary: Vocabulary | TokenIds
+  vocabulary: AnyVocabulary
   keep_origin: Callable[[Path], None] | None = None
   origin: Path | None = None
 
@@ -86,9 +88,13 @@ def open_source(
         f'SOURCE {path} is a Hugging Face directory: convert it to p4lm first'
       )
     return _hf_source(path, vocabulary, dtype or 'float32')
+  if is_gguf(path):
+    if to != 'p4lm':
+      raise UserError(f'SOURCE {path} is a GGUF file: convert it to p4lm first')
+    return _gguf_source(path, vocabulary, dtype or 'float32')
   raise UserError(
-    f'SOURCE {path} is no Hugging Face directory (config.json) and no p4lm '
-    'model (model.json)'
+    f'SOURCE {path} is no Hugging Face directory (config.json), no GGUF file '
+    'and no p4lm model (model.json)'
   )
 
 
@@ -119,6 +125,18 @@ def _hf_source(path: Path, vocabulary: str | None, dtype: str) -> Source:
     ),
     keep_origin=checkpoint.keep_origin,
   )
+
+
+def _gguf_source(path: Path, vocabulary: str | None, dtype: str) -> Source:
+  checkpoint = GGUFCheckpoint(path, dtype)
+  shapes = shapes_of(checkpoint.config)
+  checkpoint.check(shapes)
+  found = None if vocabulary is not None else checkpoint.vocabulary()
+  if found is None:
+    found = _vocabulary(
+      vocabulary, checkpoint.config, checkpoint.eos_id, must=True
+    )
+  return Source(checkpoint.config, shapes, checkpoint.fill, found)
 
 
 def _vocabulary(
@@ -269,6 +287,7 @@ def write_hf(
     dtype=dtype,
     shard_bytes=shard_bytes,
   )
-  vocabulary = source.vocabulary.path
-  if vocabulary is not None and not list(directory.glob('*.model')):
-    (directory / 'spiece.model').write_bytes(Path(vocabulary).read_bytes())
+  vocabulary = source.vocabulary
+  if isinstance(vocabulary, Vocabulary) and not list(directory.glob('*.model')):
+    name = 'spiece.model' if vocabulary.bos_id is None else 'tokenizer.model'
+    (directory / name).write_bytes(vocabulary.contents)

@@ -2,7 +2,8 @@
 
   OUTPUT_DIR/
     model.json         sizes, kind, task, lengths, hashes of what it was made of
-    vocabulary.model   the SentencePiece model whose ids it speaks
+    vocabulary.model   the SentencePiece model whose ids it speaks, or
+                     vocabulary.json, byte pairs; a model may have neither
     checkpoints/       its steps, see `checkpoints.manager`
 
 CF tables can be far larger than a model, so they are named by path and hash
@@ -14,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from pathlib import Path
 
 from flax import nnx
@@ -22,6 +22,7 @@ from flax import nnx
 from p4lm.cf.tables import CFTables
 from p4lm.checkpoints import integrity
 from p4lm.checkpoints.manager import CheckpointStore
+from p4lm.data.byte_pairs import BytePairVocabulary
 from p4lm.data.token_ids import TokenIds
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.errors import UserError
@@ -37,6 +38,7 @@ _CONFIGS = {'recommender': RecommenderConfig, 'reward': RewardModelConfig}
 _VOCABULARY_MULTIPLE = 64
 
 Config = RecommenderConfig | RewardModelConfig
+AnyVocabulary = Vocabulary | BytePairVocabulary | TokenIds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,7 @@ class LoadedModel:
   config: Config
   graphdef: nnx.GraphDef
   params: nnx.State
-  vocabulary: Vocabulary | TokenIds
+  vocabulary: AnyVocabulary
   cf_tables: CFTables | None
   step: int
   identity: str = ''
@@ -176,7 +178,7 @@ def describe(
   config: Config,
   *,
   task: str,
-  vocabulary: Vocabulary | TokenIds,
+  vocabulary: AnyVocabulary,
   prompt_length: int,
   response_length: int,
   tables: CFTables | None = None,
@@ -212,13 +214,13 @@ def continued(
 
 
 def write_card(
-  directory: Path, card: ModelCard, vocabulary: Vocabulary | TokenIds
+  directory: Path, card: ModelCard, vocabulary: AnyVocabulary
 ) -> None:
   """Writes `model.json` and copies the vocabulary, each atomically."""
-  if vocabulary.path is not None:
-    partial = directory / '.vocabulary.model.partial'
-    shutil.copyfile(vocabulary.path, partial)
-    os.replace(partial, directory / 'vocabulary.model')
+  if vocabulary.file_name is not None:
+    partial = directory / f'.{vocabulary.file_name}.partial'
+    partial.write_bytes(vocabulary.contents)
+    os.replace(partial, directory / vocabulary.file_name)
   partial = directory / '.model.json.partial'
   partial.write_text(json.dumps(dataclasses.asdict(card), indent=2) + '\n')
   os.replace(partial, directory / 'model.json')
@@ -291,12 +293,16 @@ def _module(config: Config, lora_config: dict | None = None) -> nnx.Module:
   return module
 
 
-def load_vocabulary(directory: Path, card: ModelCard) -> Vocabulary | TokenIds:
+def load_vocabulary(directory: Path, card: ModelCard) -> AnyVocabulary:
   """The vocabulary of a model directory, or what stands for one."""
   if card.vocabulary_sha256 is None:
     return TokenIds(card.model_config().lm.vocab_size, card.eos_id)
-  vocabulary = Vocabulary.load(directory / 'vocabulary.model')
-  _check_hash(vocabulary.path, vocabulary.sha256, card.vocabulary_sha256)
+  kind = Vocabulary
+  if (directory / BytePairVocabulary.file_name).exists():
+    kind = BytePairVocabulary
+  path = directory / kind.file_name
+  vocabulary = kind.load(path)
+  _check_hash(path, vocabulary.sha256, card.vocabulary_sha256)
   return vocabulary
 
 
