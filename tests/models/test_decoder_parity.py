@@ -64,7 +64,7 @@ def test_logits_equal_the_reference(pair, prompts, responses):
 
 
 def test_scores_equal_the_reference(pair, prompts, responses):
-  import torch
+  torch = pytest.importorskip('torch', reason='parity needs PyTorch')
 
   mask = jnp.ones(responses.shape, bool)
   ours = score(
@@ -77,7 +77,7 @@ def test_scores_equal_the_reference(pair, prompts, responses):
 
 
 def test_greedy_tokens_equal_the_reference(pair, prompts):
-  import torch
+  torch = pytest.importorskip('torch', reason='parity needs PyTorch')
 
   length = 12
   config = SamplerConfig(max_length=length, greedy=True)
@@ -112,7 +112,7 @@ def test_greedy_tokens_equal_the_reference(pair, prompts):
 def test_a_bidirectional_prompt_equals_the_reference_under_that_mask(
   prompts, responses
 ):
-  import torch
+  torch = pytest.importorskip('torch', reason='parity needs PyTorch')
 
   pair = make_pair('gemma', bidirectional_prompt=True)
   mask = jnp.ones(responses.shape, bool)
