@@ -53,7 +53,7 @@ def means_chart(table: TableOne) -> str:
   for axis, criterion in zip(axes, criteria):
     for place, system in enumerate(systems):
       mean = table.row(system, criterion).mean
-      color = GREY if system == table.baseline else PALETTE[place - 1]
+      color = GREY if system == table.baseline else _color(place - 1)
       error = mean.standard_error if math.isfinite(mean.standard_error) else 0
       axis.errorbar(
         mean.mean, place, xerr=error, fmt='o', color=color, markersize=6,
@@ -132,7 +132,7 @@ def learning_chart(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> str:
       axis.plot(
         [step for step, _ in points],
         [value for _, value in points],
-        color=PALETTE[place % len(PALETTE)],
+        color=_color(place),
         linewidth=1.4,
         marker='o' if len(points) == 1 else None,
         label=name.removeprefix('reward/').removesuffix('/mean'),
@@ -151,6 +151,53 @@ def learning_chart(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         handlelength=1.0,
         columnspacing=1.0,
       )
+  return _svg(figure)
+
+
+def distance_chart(windows: Sequence) -> str:
+  """The learned reward and each unseen score along sqrt(KL), a panel each.
+
+  Args:
+    windows: of `over_optimisation.windows`.
+  """
+  series = {'learned reward': [window.reward for window in windows]}
+  for score in windows[0].unseen:
+    series[score] = [window.unseen[score] for window in windows]
+  figure, axes = _figure(min(12.0, 2.9 * len(series)), 2.6, columns=len(series))
+  distances = [window.distance for window in windows]
+  for place, (axis, (name, values)) in enumerate(zip(axes, series.items())):
+    axis.errorbar(
+      distances, [mean for mean, _ in values],
+      yerr=[error for _, error in values], fmt='o-', markersize=4,
+      linewidth=1.2, color=PALETTE[0] if place == 0 else PALETTE[1],
+    )  # fmt: skip
+    _title(axis, name)
+    axis.set_xlabel('sqrt(KL)')
+    axis.grid(color=RULE, linewidth=0.6)
+  return _svg(figure)
+
+
+def front_chart(systems: Sequence[str], points, on_front, names) -> str:
+  """Systems in the plane of two scores, the Pareto front drawn through.
+
+  Args:
+    systems: N names.
+    points: float [N, 2].
+    on_front: bool [N].
+    names: of the two scores.
+  """
+  figure, (axis,) = _figure(6.4, 4.2)
+  best = sorted(tuple(point) for point, on in zip(points, on_front) if on)
+  axis.plot(*zip(*best), color=RULE, linewidth=1.4, zorder=0)
+  for system, point, on in zip(systems, points, on_front):
+    axis.plot(*point, 'o', color=UP if on else GREY, markersize=6)
+    axis.annotate(
+      system, point, xytext=(6, 4), textcoords='offset points', fontsize=8.5
+    )
+  axis.set(xlabel=names[0], ylabel=names[1])
+  axis.grid(color=RULE, linewidth=0.6)
+  axis.set_axisbelow(True)
+  axis.margins(0.15)
   return _svg(figure)
 
 
@@ -192,7 +239,7 @@ def choices_chart(curves: Mapping[str, Sequence[float]], worth: str) -> str:
   for place, (name, values) in enumerate(curves.items()):
     if name != 'n':
       axis.plot(
-        curves['n'], values, 'o-', color=PALETTE[place - 1], markersize=4,
+        curves['n'], values, 'o-', color=_color(place - 1), markersize=4,
         linewidth=1.4, label=name,
       )  # fmt: skip
   axis.set_xscale('log', base=2)
@@ -240,6 +287,11 @@ def read_metrics(path) -> dict[str, list[tuple[int, float]]]:
       if number and math.isfinite(value):
         series.setdefault(name, []).append((step, float(value)))
   return series
+
+
+def _color(place: int) -> str:
+  """Colours repeat once all are used."""
+  return PALETTE[place % len(PALETTE)]
 
 
 def _title(axis, text: str) -> None:

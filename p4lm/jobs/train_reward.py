@@ -20,12 +20,12 @@ from p4lm.data import cache, loader
 from p4lm.data.features import CFFeatures, PairConverter, PointwiseConverter
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.models.adapter import AdapterConfig
+from p4lm.models.language_model import LMConfig
 from p4lm.models.reward_model import (
   RewardModel,
   RewardModelConfig,
   init_from_recommender,
 )
-from p4lm.models.t5 import T5Config
 from p4lm.rewards.kinds import PAIRWISE, check_kind
 from p4lm.rewards.losses import RewardLossConfig, make_reward_loss
 from p4lm.runs import fitting, model_directory
@@ -47,7 +47,7 @@ def train_reward(
   kind: str,
   data_dir: str,
   output_dir: str,
-  model: T5Config,
+  model: LMConfig,
   training: fitting.FitConfig,
   batch_size: int,
   prompt_length: int,

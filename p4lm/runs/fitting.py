@@ -13,13 +13,19 @@ from flax import nnx
 from p4lm.checkpoints.manager import CheckpointStore
 from p4lm.models.selection import split_trainable
 from p4lm.partitioning.mesh import make_mesh
-from p4lm.partitioning.shardings import batch_sharding, put_state
+from p4lm.partitioning.shardings import (
+  batch_sharding,
+  put_batch,
+  put_state,
+)
 from p4lm.runs.model_info import write_model_info
 from p4lm.training import loop
+from p4lm.training.leaf_names import leaf_name
 from p4lm.training.metric_writers import MetricWriter
 from p4lm.training.optimizers import OptimizerConfig
 from p4lm.training.state import TrainState
-from p4lm.training.step import LossFn, make_train_step
+from p4lm.training.step import LossFn, PlanFn, make_train_step
+from p4lm.typing import PyTree
 
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
 
@@ -67,19 +73,47 @@ class Fit:
   directory: Path
   config: FitConfig
 
-  def step_of(self, loss_fn: LossFn):
-    """The compiled update of a loss."""
+  def step_of(self, loss_fn: LossFn, plan: PlanFn | None = None):
+    """The compiled step of a loss; see `make_train_step` for the plan."""
     return make_train_step(
       loss_fn,
       self.optimizer,
+      plan=plan,
       accumulate=self.config.accumulate,
       schedule=self.schedule,
       state_shardings=jax.tree.map(lambda x: x.sharding, self.state),
       batch_sharding=self.sharding,
     )
 
-  def run(self, step_fn, batches_from: Batches) -> TrainState:
-    """Trains to the last step, from the newest checkpoint if there is one."""
+  def place(self, tree: PyTree) -> PyTree:
+    """A tree of arrays where the state's devices are."""
+    return put_state(tree, self.mesh)
+
+  def place_batch(self, features: PyTree) -> PyTree:
+    """Features with their rows divided among the mesh's data shards."""
+    named, structure = jax.tree.flatten_with_path(features)
+    names = [leaf_name(path) for path, _ in named]
+    placed = put_batch(dict(zip(names, (x for _, x in named))), self.mesh)
+    return jax.tree.unflatten(structure, [placed[name] for name in names])
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    """The devices."""
+    return self.sharding.mesh
+
+  def run(
+    self,
+    step_fn,
+    batches_from: Batches,
+    extra_state: loop.ExtraState | None = None,
+  ) -> TrainState:
+    """Trains to the last step, from the newest checkpoint if there is one.
+
+    Args:
+      step_fn: (state, batch) -> (state, metrics).
+      batches_from: (step) -> batches from that step on.
+      extra_state: what the checkpoints must hold beside the state.
+    """
     writer = MetricWriter(self.directory)
     try:
       return loop.train(
@@ -92,21 +126,35 @@ class Fit:
         log_every=self.config.log_every,
         checkpoint_every=self.config.checkpoint_every,
         description=self.directory.name,
+        extra_state=extra_state,
       )
     finally:
       writer.close()
 
 
-def prepare(module: nnx.Module, directory: Path, config: FitConfig) -> Fit:
+def prepare(
+  module: nnx.Module,
+  directory: Path,
+  config: FitConfig,
+  updates_per_step: int = 1,
+) -> Fit:
   """Splits the module, places it on the mesh, writes `model-info.txt`.
 
+  Args:
+    module: what is trained, in part or whole.
+    directory: of the run.
+    config: how long, how fast and where.
+    updates_per_step: updates that a step will make; the optimizer's schedule
+      and its warm-up count updates.
   Raises:
     UserError: a stage that selects nothing, or a mesh that does not fit.
   """
   mesh = make_mesh(config.mesh_shape)
   graphdef, params, frozen = split_trainable(module, config.stage)
   write_model_info(directory, params, frozen)
-  optimizer = config.optimizer.make(config.steps)
+  updates = config.steps * updates_per_step
+  optimizer = config.optimizer.make(updates)
+  schedule = config.optimizer.make_schedule(updates)
   state = TrainState.create(
     put_state(params, mesh),
     optimizer,
@@ -120,7 +168,7 @@ def prepare(module: nnx.Module, directory: Path, config: FitConfig) -> Fit:
     graphdef=graphdef,
     state=state,
     optimizer=optimizer,
-    schedule=config.optimizer.make_schedule(config.steps),
+    schedule=lambda step: schedule(step * updates_per_step),
     sharding=batch_sharding(mesh),
     directory=directory,
     config=config,

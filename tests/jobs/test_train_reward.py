@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import LM
@@ -349,7 +350,7 @@ def test_a_general_preference_from_training_to_its_term(data, tmp_path):
     )
     for split, requests in held_out.items()
   }
-  chosen, rejected = np.split(points['test'], 2)
+  chosen, rejected = jnp.split(jnp.asarray(points['test']), 2)
   gaps = np.asarray(general_preference(chosen, rejected))
   np.testing.assert_allclose(
     report['test']['nll'], np.mean(np.log1p(np.exp(-gaps))), rtol=1e-4
