@@ -12,7 +12,7 @@ import collections
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +148,7 @@ def write_hf(
   read: Callable[[str], np.ndarray],
   *,
   origin: Path | None = None,
-  eos_id: int | None = None,
+  eos_ids: Sequence[int] = (1,),
   dtype: str | None = None,
   shard_bytes: int = 2 * 2**30,
 ) -> None:
@@ -161,7 +161,7 @@ def write_hf(
     read: values of a parameter; asked for one after another.
     origin: what `keep_origin` wrote, for the types, config.json and tokenizer
       of a model that came from there.
-    eos_id: written where there is no origin.
+    eos_ids: what ends a text, written where there is no origin.
     dtype: of the tensors ('F32', 'BF16', 'F16'); the origin's by default.
     shard_bytes: size of a file at most.
   Raises:
@@ -179,7 +179,7 @@ def write_hf(
       if (origin / name).is_file():
         shutil.copyfile(origin / name, directory / name)
   if theirs is None:
-    theirs = hf_config.config_json_of(config, eos_id)
+    theirs = hf_config.config_json_of(config, eos_ids)
   if dtype is not None:
     types = {'usual': dtype, 'others': {}}
   usual = types['usual']

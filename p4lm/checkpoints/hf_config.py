@@ -6,7 +6,7 @@ activations) is an error that names the field, never ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p4lm.errors import UserError
@@ -202,7 +202,7 @@ def _require(theirs: Mapping[str, Any], name: str, holds: bool) -> None:
 
 
 def config_json_of(
-  config: LMConfig, eos_id: int | None = None
+  config: LMConfig, eos_ids: Sequence[int] = (1,)
 ) -> dict[str, Any]:
   """A config.json for sizes of ours.
 
@@ -222,15 +222,17 @@ def config_json_of(
       is_encoder_decoder=True,
       decoder_start_token_id=0,
       pad_token_id=0,
-      eos_token_id=1 if eos_id is None else eos_id,
+      eos_token_id=_ends(eos_ids),
     )
   else:
-    found = _decoder_json(config, eos_id)
+    found = _decoder_json(config, eos_ids)
   found['architectures'] = [_ARCHITECTURES[found['model_type']]]
   return found
 
 
-def _decoder_json(config: DecoderConfig, eos_id: int | None) -> dict[str, Any]:
+def _decoder_json(
+  config: DecoderConfig, eos_ids: Sequence[int]
+) -> dict[str, Any]:
   found = {name: getattr(config, ours) for name, ours in _DECODER_SIZES.items()}
   found |= dict(
     num_key_value_heads=config.num_kv_heads,
@@ -238,7 +240,7 @@ def _decoder_json(config: DecoderConfig, eos_id: int | None) -> dict[str, Any]:
     rope_theta=config.rope_base,
     attention_bias=False,
     tie_word_embeddings=config.tie_embeddings,
-    eos_token_id=eos_id,
+    eos_token_id=_ends(eos_ids),
     pad_token_id=None if config.pad_id < 0 else config.pad_id,
   )
   scaling = config.rope_scaling
@@ -276,6 +278,12 @@ def _decoder_json(config: DecoderConfig, eos_id: int | None) -> dict[str, Any]:
   found |= dict(model_type=kind, **more)
   _check_same(config, sizes_of(found, config.dtype))
   return found
+
+
+def _ends(eos_ids: Sequence[int]) -> int | list[int] | None:
+  """As config.json has it: nothing, one id, or a list."""
+  found = [i for i in eos_ids if i >= 0]
+  return found if len(found) > 1 else (found or [None])[0]
 
 
 # What a config.json does not tell, or what does not change the function.

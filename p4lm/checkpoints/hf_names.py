@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from p4lm.errors import UserError
 from p4lm.models.decoder_config import DecoderConfig
 from p4lm.models.language_model import LMConfig
 from p4lm.models.t5_config import FEED_FORWARD, T5Config
@@ -92,6 +93,11 @@ def _decoder(config: DecoderConfig) -> Iterator[tuple[str, TensorName]]:
 
 
 def _t5(config: T5Config) -> Iterator[tuple[str, TensorName]]:
+  if config.relative_bias_per_layer:
+    raise UserError(
+      'each layer of this model has a position bias of its own, which has no '
+      "place in Hugging Face's T5; FORMAT t5x has one"
+    )
   yield 'token_embedder/embedding', TensorName('shared.weight')
   if not config.tie_embeddings:
     yield 'logits_dense/kernel', TensorName('lm_head.weight', linear=True)

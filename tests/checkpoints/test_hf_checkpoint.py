@@ -55,7 +55,7 @@ def saved(tmp_path):
   shapes = conversion.shapes_of(GEMMA)
   values = values_of(shapes)
   write_hf(
-    tmp_path, GEMMA, shapes, values.__getitem__, eos_id=1, shard_bytes=900
+    tmp_path, GEMMA, shapes, values.__getitem__, eos_ids=(1, 7), shard_bytes=900
   )
   assert len(list(tmp_path.glob('*.safetensors'))) > 2
   return tmp_path, shapes, values
@@ -83,6 +83,15 @@ def test_a_linear_map_is_transposed_and_heads_are_joined(saved):
     target = np.full(shape, np.nan, np.float32)
     checkpoint.fill(name, target)
     np.testing.assert_array_equal(target, values[name])
+
+
+def test_every_token_that_ends_a_text_is_kept(saved):
+  directory, *_ = saved
+  source = conversion.open_source(str(directory))
+  assert (source.vocabulary.eos_id, source.stop_ids) == (1, (7,))
+  change_config(directory, eos_token_id=None)
+  source = conversion.open_source(str(directory))
+  assert (source.vocabulary.eos_id, source.stop_ids) == (-1, ())
 
 
 def test_the_safetensors_library_reads_the_files(saved):
@@ -237,7 +246,7 @@ def test_conversion_needs_far_less_memory_than_the_model(tmp_path):
     return np.resize(row, shapes[name])
 
   (tmp_path / 'hf').mkdir()
-  write_hf(tmp_path / 'hf', config, shapes, read, eos_id=1)
+  write_hf(tmp_path / 'hf', config, shapes, read)
   source = conversion.open_source(str(tmp_path / 'hf'))
   (tmp_path / 'p4lm').mkdir()
   with Watch() as watch:
