@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,8 @@ _KEPT = (
 )
 _VOCABULARIES = ('spiece.model', 'tokenizer.model')
 _SHOWN = 12
+_LANGUAGE_MODEL = 'language_model.'
+_IMAGES = ('vision_tower.', 'multi_modal_projector.')
 _TORCH_TYPES = {
   'F64': 'float64',
   'F32': 'float32',
@@ -69,7 +72,10 @@ class HFCheckpoint:
 
   def __init__(self, directory: Path, dtype: str = 'float32'):
     self.directory = directory
-    theirs = read_json(directory / 'config.json')
+    self._theirs, others = hf_config.text_part(
+      read_json(directory / 'config.json')
+    )
+    theirs = self._theirs
     try:
       self.config = hf_config.sizes_of(theirs, dtype)
     except UserError as error:
@@ -78,7 +84,31 @@ class HFCheckpoint:
     found = [directory / name for name in _VOCABULARIES]
     self.vocabulary_path = next((p for p in found if p.is_file()), None)
     self._files = TensorFiles(directory)
+    if others:
+      self._leave_out_images()
     self._names = tensor_names(self.config)
+
+  def _leave_out_images(self) -> None:
+    """Keeps the tensors of the language model, named as in a plain one."""
+    places = self._files.places
+    kept = {
+      name.removeprefix(_LANGUAGE_MODEL): place
+      for name, place in places.items()
+      if name.startswith(_LANGUAGE_MODEL)
+    }
+    others = [name for name in places if not name.startswith(_LANGUAGE_MODEL)]
+    unknown = [name for name in others if not name.startswith(_IMAGES)]
+    if unknown:
+      raise UserError(
+        f'{self.directory} holds tensors that are no part of Gemma 3: '
+        + ', '.join(unknown[:_SHOWN])
+      )
+    logging.warning(
+      '%s: %d tensors that read images are left out',
+      self.directory,
+      len(others),
+    )
+    self._files.places = kept
 
   def check(self, shapes: Shapes) -> None:
     """Compares every tensor with the parameters wanted, by header alone.
@@ -134,6 +164,9 @@ class HFCheckpoint:
     for name in _KEPT:
       if (self.directory / name).is_file():
         shutil.copyfile(self.directory / name, origin / name)
+    (origin / 'config.json').write_text(
+      json.dumps(self._theirs, indent=2) + '\n'
+    )
     types = {n: p.dtype for n, p in sorted(self._files.places.items())}
     usual = collections.Counter(types.values()).most_common(1)[0][0]
     others = {name: t for name, t in types.items() if t != usual}

@@ -44,6 +44,39 @@ _ARCHITECTURES = {
 _GEMMA = dict(activation='gelu', unit_offset_norm=True, scale_embeddings=True)
 
 
+# Of Gemma 3's text model, where a config.json leaves them out.
+_GEMMA_3_DEFAULTS = dict(
+  vocab_size=262208,
+  hidden_size=2304,
+  intermediate_size=9216,
+  num_hidden_layers=26,
+  num_attention_heads=8,
+  num_key_value_heads=4,
+  head_dim=256,
+  rms_norm_eps=1e-6,
+  query_pre_attn_scalar=256,
+  sliding_window=4096,
+  rope_local_base_freq=10000.0,
+)
+
+
+def text_part(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+  """The language model's part of a config.json, and whether there is another.
+
+  Gemma 3 from 4B on reads images too; its text model's fields are a table of
+  their own, of which those with the usual values are left out.
+  """
+  if theirs.get('model_type') != 'gemma3':
+    return dict(theirs), False
+  text = {**_GEMMA_3_DEFAULTS, **theirs.get('text_config', {})}
+  for name in ('eos_token_id', 'pad_token_id', 'bos_token_id'):
+    if name in theirs:
+      text[name] = theirs[name]
+  architectures = [_ARCHITECTURES['gemma3_text']]
+  text |= dict(model_type='gemma3_text', architectures=architectures)
+  return text, True
+
+
 def sizes_of(theirs: Mapping[str, Any], dtype: str = 'float32') -> LMConfig:
   """The sizes that a config.json describes.
 
@@ -174,7 +207,7 @@ def _rope_scaling(theirs: Mapping[str, Any]) -> RopeScaling | None:
 def _layer_pattern(theirs: Mapping[str, Any], every: int) -> int:
   """Every how many layers one is global, from the list of layers' kinds."""
   kinds = theirs.get('layer_types')
-  if kinds is None:
+  if kinds is None or kinds == layer_types(len(kinds), every):
     return every
   global_at = [i + 1 for i, kind in enumerate(kinds) if kind != _LOCAL]
   every = global_at[0] if global_at else len(kinds) + 1

@@ -47,9 +47,17 @@ def tensor_names(config: LMConfig) -> Mapping[str, TensorName]:
 
 
 def aliases(config: LMConfig) -> frozenset[str]:
-  """Tensors that some files hold twice: copies of the embedding table."""
+  """Tensors that some files hold besides, which nothing reads.
+
+  Copies of the embedding table, and a bias of T5 1.0's that its own code
+  passes over.
+  """
   if isinstance(config, T5Config):
-    names = {'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight'}
+    names = {
+      'encoder.embed_tokens.weight',
+      'decoder.embed_tokens.weight',
+      'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',
+    }
     return frozenset(names | ({'lm_head.weight'} & _tied(config)))
   return frozenset(_tied(config))
 
