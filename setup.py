@@ -23,6 +23,8 @@ CORE = [
   'flax>=0.12',
   'gin-config>=0.5',
   'grain>=0.2.12',
+  # TFDS prepares data sets with it, and does not ask for it.
+  'importlib-resources>=6.4',
   'jax>=0.10',
   'jaxtyping>=0.3',
   'matplotlib>=3.8',
