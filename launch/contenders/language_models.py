@@ -7,10 +7,15 @@ of gin/models, with 4,096 words for the tiny ones.
 from __future__ import annotations
 
 import importlib
+import os
 import pathlib
 import re
 from types import ModuleType
 from typing import Any
+
+# transformers would import either where it is installed, and use neither.
+os.environ.setdefault('USE_TF', '0')
+os.environ.setdefault('USE_FLAX', '0')
 
 _GIN = pathlib.Path(__file__).resolve().parents[2] / 'gin' / 'models'
 _WORDS = {'vocab_size': 4096}
