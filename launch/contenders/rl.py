@@ -116,11 +116,13 @@ def _p4lm_run(size: str, work: str):
       learning.Workbench(
         step_of=fit.step_of,
         score_fn=scoring.policy_score_fn(fit.graphdef, config, EOS_ID),
-        # Critics alone read these two.
+        place=fit.place,
+        place_batch=fit.place_batch,
+        key=jax.random.key(2),
+        # Critics and replays alone read these.
         distribution_fn=None,
         anchor=None,
-        place=fit.place,
-        key=jax.random.key(2),
+        example=None,
       )
     )
   )
