@@ -22,6 +22,7 @@ from p4lm.models.language_model import LMConfig
 from p4lm.models.recommender import Recommender, RecommenderConfig
 from p4lm.ops.supervised import token_accuracy, token_cross_entropy
 from p4lm.runs import fitting, model_directory
+from p4lm.training.step import LossFn
 
 
 def train_lm(
@@ -110,7 +111,7 @@ def train_lm(
   )
   fit = fitting.prepare(recommender, directory, training)
   fit.run(
-    fit.step_of(_maximum_likelihood(fit.graphdef)),
+    fit.step_of(maximum_likelihood(fit.graphdef)),
     lambda start: loader.load_batches(
       cached.directory,
       cached.tasks,
@@ -157,7 +158,16 @@ def _recommender(
   return recommender
 
 
-def _maximum_likelihood(graphdef):
+def maximum_likelihood(graphdef: nnx.GraphDef) -> LossFn:
+  """The loss of this job: nats a response token, with its metrics.
+
+  Args:
+    graphdef: of the recommender whose states are `params` and `frozen`.
+  Returns:
+    loss_fn(params, frozen, batch, key) -> (loss, metrics), see
+    `training.step.make_train_step`; the batch is that of `LMConverter`.
+  """
+
   def loss_fn(params, frozen, batch, key):
     model = nnx.merge(graphdef, params, frozen)
     logits = model(
