@@ -21,7 +21,7 @@ from p4lm.models.adapter import AdapterConfig
 from p4lm.models.recommender import Recommender, RecommenderConfig
 from p4lm.models.t5 import T5Config
 from p4lm.ops.supervised import token_accuracy, token_cross_entropy
-from p4lm.runs import fitting, model_directory
+from p4lm.runs import fitting, model_directory, step_flops
 
 
 def train_lm(
@@ -109,8 +109,13 @@ def train_lm(
     prompt_length, response_length, vocabulary.eos_id, CFFeatures.of(tables)
   )
   fit = fitting.prepare(recommender, directory, training)
+  counted = step_flops.model_flops(
+    step_flops.supervised_flops(
+      recommender.config, **step_flops.trained_part(fit.state)
+    )
+  )
   fit.run(
-    fit.step_of(_maximum_likelihood(fit.graphdef)),
+    fit.step_of(maximum_likelihood(fit.graphdef), counted),
     lambda start: loader.load_batches(
       cached.directory,
       cached.tasks,
@@ -157,7 +162,9 @@ def _recommender(
   return recommender
 
 
-def _maximum_likelihood(graphdef):
+def maximum_likelihood(graphdef):
+  """The loss of a train step: cross-entropy a counted token."""
+
   def loss_fn(params, frozen, batch, key):
     model = nnx.merge(graphdef, params, frozen)
     logits = model(

@@ -31,7 +31,7 @@ from p4lm.rewards.report import (
   pairwise_report,
   regression_report,
 )
-from p4lm.runs import fitting, model_directory
+from p4lm.runs import fitting, model_directory, step_flops
 from p4lm.runs.reward_report import write_reward_report
 
 
@@ -103,7 +103,12 @@ def train_reward(
   )
   fit = fitting.prepare(reward_model, directory, training)
   state = fit.run(
-    fit.step_of(make_reward_loss(kind, _apply_fn(fit.graphdef), loss)),
+    fit.step_of(
+      make_reward_loss(kind, apply_fn(fit.graphdef), loss),
+      step_flops.model_flops(
+        step_flops.reward_update_flops(reward_model.config)
+      ),
+    ),
     lambda start: loader.load_batches(
       cached.directory,
       cached.tasks,
@@ -144,16 +149,18 @@ def _reward_model(
   return reward_model
 
 
-def _apply_fn(graphdef):
-  def apply_fn(params, frozen, *inputs):
+def apply_fn(graphdef):
+  """(params, frozen, prompts, responses, CF vectors, kinds) -> scores."""
+
+  def apply(params, frozen, *inputs):
     return nnx.merge(graphdef, params, frozen)(*inputs)
 
-  return apply_fn
+  return apply
 
 
 def _report(kind, graphdef, state, batches) -> dict[str, float]:
   """The calibration report on the validation split."""
-  score = jax.jit(_apply_fn(graphdef))
+  score = jax.jit(apply_fn(graphdef))
   sides = ('chosen_tokens', 'rejected_tokens')
   names = sides if kind in PAIRWISE else ('response_tokens',)
   scores, lengths, labels = [], [], []

@@ -24,10 +24,11 @@ from p4lm.rl.eos import EosContract
 from p4lm.rl.reinforce import ReinforceConfig, make_reinforce_loss
 from p4lm.rl.rollouts import Collected, collect_rollout
 from p4lm.rl.scoring import policy_score_fn, reference_fn
-from p4lm.runs import fitting, model_directory
+from p4lm.runs import fitting, model_directory, step_flops
 from p4lm.runs.reward_terms import load_reward_terms
 from p4lm.runs.sample_log import SampleLog
 from p4lm.runs.task_prompts import writing_request
+from p4lm.training.step import FLOPS
 from p4lm.writers.checkpoint import CheckpointWriter
 
 # Keys of sampling differ from those of the update (which folds the step in).
@@ -102,6 +103,11 @@ def train_rl(
   )
   reference = reference_fn(anchor.graphdef, anchor.params, sampler, eos_id)
   samples = SampleLog(directory / 'samples.jsonl')
+  counted = step_flops.model_flops(
+    step_flops.reinforce_flops(
+      anchor.config, **step_flops.trained_part(fit.state)
+    )
+  )
 
   def iterate(state, batch):
     step = int(state.step)
@@ -126,6 +132,8 @@ def train_rl(
     state, metrics = update(state, collected.rollout)
     if step % samples_every == 0:
       samples.append(step, _sample_rows(collected, batch, num_samples))
+    if counted is not None:
+      metrics = {**metrics, FLOPS: counted(collected.rollout)}
     return state, {**metrics, **collected.metrics}
 
   def batches_from(start: int):

@@ -83,7 +83,8 @@ def _classification_loss(apply_fn, config):
     )
     nll = supervised.binary_cross_entropy(logits, labels, example_mask=mask)
     accuracy = supervised.binary_accuracy(logits, labels, example_mask=mask)
-    return loss, {'nll': nll, 'accuracy': accuracy}
+    tokens = _tokens(batch, batch['response_tokens'])
+    return loss, {'nll': nll, 'accuracy': accuracy, 'tokens': tokens}
 
   return loss_fn
 
@@ -112,6 +113,7 @@ def _pairwise_loss(apply_fn, config):
         chosen, rejected, pair_mask=mask
       ),
       'mean_score': masks.masked_mean(chosen + rejected, mask) / 2,
+      'tokens': _tokens(batch, tokens),
     }
     return loss, metrics
 
@@ -134,6 +136,7 @@ def _regression_loss(apply_fn, config):
       'correlation': supervised.pearson_correlation(
         jax.lax.stop_gradient(scores), targets, example_mask=mask
       ),
+      'tokens': _tokens(batch, batch['response_tokens']),
     }
     return loss, metrics
 
@@ -149,6 +152,14 @@ def _scores(apply_fn, params, frozen, batch, response_tokens):
     batch['cf_embeddings'],
     batch['cf_kind_ids'],
   )
+
+
+def _tokens(batch, response_tokens):
+  """Tokens read of the examples that count; padding is 0."""
+  mask = _example_mask(batch)
+  sides = jnp.repeat(mask, response_tokens.shape[0] // mask.shape[0])
+  prompts = (batch['prompt_tokens'] != 0) & mask[:, None]
+  return prompts.sum() + ((response_tokens != 0) & sides[:, None]).sum()
 
 
 def _example_mask(batch):

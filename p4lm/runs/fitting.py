@@ -14,6 +14,7 @@ from p4lm.checkpoints.manager import CheckpointStore
 from p4lm.models.selection import split_trainable
 from p4lm.partitioning.mesh import make_mesh
 from p4lm.partitioning.shardings import batch_sharding, put_state
+from p4lm.pods import chips
 from p4lm.runs.model_info import write_model_info
 from p4lm.training import loop
 from p4lm.training.metric_writers import MetricWriter
@@ -22,6 +23,7 @@ from p4lm.training.state import TrainState
 from p4lm.training.step import LossFn, make_train_step
 
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
+StepFlops = Callable[[Mapping], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +69,8 @@ class Fit:
   directory: Path
   config: FitConfig
 
-  def step_of(self, loss_fn: LossFn):
-    """The compiled update of a loss."""
+  def step_of(self, loss_fn: LossFn, flops: StepFlops | None = None):
+    """The compiled update of a loss, and the FLOPs of its batches."""
     return make_train_step(
       loss_fn,
       self.optimizer,
@@ -76,25 +78,34 @@ class Fit:
       schedule=self.schedule,
       state_shardings=jax.tree.map(lambda x: x.sharding, self.state),
       batch_sharding=self.sharding,
+      flops=flops,
     )
 
   def run(self, step_fn, batches_from: Batches) -> TrainState:
-    """Trains to the last step, from the newest checkpoint if there is one."""
+    """Trains to the last step, from the newest checkpoint if there is one.
+
+    The mesh is in force meanwhile, so that models can pin their activations.
+    """
     writer = MetricWriter(self.directory)
     try:
-      return loop.train(
-        self.state,
-        step_fn,
-        batches_from,
-        steps=self.config.steps,
-        checkpoints=CheckpointStore(self.directory / 'checkpoints'),
-        metric_writer=writer,
-        log_every=self.config.log_every,
-        checkpoint_every=self.config.checkpoint_every,
-        description=self.directory.name,
-      )
+      with jax.set_mesh(self.sharding.mesh):
+        return self._train(step_fn, batches_from, writer)
     finally:
       writer.close()
+
+  def _train(self, step_fn, batches_from, writer) -> TrainState:
+    return loop.train(
+      self.state,
+      step_fn,
+      batches_from,
+      steps=self.config.steps,
+      checkpoints=CheckpointStore(self.directory / 'checkpoints'),
+      metric_writer=writer,
+      log_every=self.config.log_every,
+      checkpoint_every=self.config.checkpoint_every,
+      description=self.directory.name,
+      peak_flops=chips.peak_flops(list(self.sharding.mesh.devices.flat)),
+    )
 
 
 def prepare(module: nnx.Module, directory: Path, config: FitConfig) -> Fit:
