@@ -20,8 +20,8 @@ from p4lm.models import lora
 from p4lm.models.adapter import AdapterConfig
 from p4lm.models.recommender import Recommender, RecommenderConfig
 from p4lm.models.t5 import T5Config
-from p4lm.ops.supervised import token_accuracy, token_cross_entropy
 from p4lm.runs import fitting, model_directory, step_flops
+from p4lm.runs.model_losses import maximum_likelihood
 
 
 def train_lm(
@@ -160,27 +160,3 @@ def _recommender(
   if start is not None:
     model_directory.start_from(recommender, start, may_lack='adapters')
   return recommender
-
-
-def maximum_likelihood(graphdef):
-  """The loss of a train step: cross-entropy a counted token."""
-
-  def loss_fn(params, frozen, batch, key):
-    model = nnx.merge(graphdef, params, frozen)
-    logits = model(
-      batch['prompt_tokens'],
-      batch['response_tokens'],
-      batch['cf_embeddings'],
-      batch['cf_kind_ids'],
-      dropout_key=key,
-    )
-    tokens, mask = batch['response_tokens'], batch['response_mask']
-    loss = token_cross_entropy(logits, tokens, response_mask=mask)
-    metrics = {
-      'accuracy': token_accuracy(logits, tokens, response_mask=mask),
-      'loss_weight': mask.sum(),
-      'tokens': mask.sum() + (batch['prompt_tokens'] != 0).sum(),
-    }
-    return loss, metrics
-
-  return loss_fn

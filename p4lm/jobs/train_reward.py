@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from flax import nnx
 
 from p4lm import output_directory
 from p4lm.cf.tables import CFTables
@@ -32,6 +31,7 @@ from p4lm.rewards.report import (
   regression_report,
 )
 from p4lm.runs import fitting, model_directory, step_flops
+from p4lm.runs.model_losses import scores_of
 from p4lm.runs.reward_report import write_reward_report
 
 
@@ -104,7 +104,7 @@ def train_reward(
   fit = fitting.prepare(reward_model, directory, training)
   state = fit.run(
     fit.step_of(
-      make_reward_loss(kind, apply_fn(fit.graphdef), loss),
+      make_reward_loss(kind, scores_of(fit.graphdef), loss),
       step_flops.model_flops(
         step_flops.reward_update_flops(reward_model.config)
       ),
@@ -149,18 +149,9 @@ def _reward_model(
   return reward_model
 
 
-def apply_fn(graphdef):
-  """(params, frozen, prompts, responses, CF vectors, kinds) -> scores."""
-
-  def apply(params, frozen, *inputs):
-    return nnx.merge(graphdef, params, frozen)(*inputs)
-
-  return apply
-
-
 def _report(kind, graphdef, state, batches) -> dict[str, float]:
   """The calibration report on the validation split."""
-  score = jax.jit(apply_fn(graphdef))
+  score = jax.jit(scores_of(graphdef))
   sides = ('chosen_tokens', 'rejected_tokens')
   names = sides if kind in PAIRWISE else ('response_tokens',)
   scores, lengths, labels = [], [], []

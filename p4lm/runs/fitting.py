@@ -13,7 +13,11 @@ from flax import nnx
 from p4lm.checkpoints.manager import CheckpointStore
 from p4lm.models.selection import split_trainable
 from p4lm.partitioning.mesh import make_mesh
-from p4lm.partitioning.shardings import batch_sharding, put_state
+from p4lm.partitioning.shardings import (
+  batch_sharding,
+  describe_state,
+  put_state,
+)
 from p4lm.pods import chips
 from p4lm.runs.model_info import write_model_info
 from p4lm.training import loop
@@ -59,6 +63,8 @@ class Fit:
     state: sharded over the mesh.
     optimizer, schedule: of the run.
     sharding: of batches.
+    directory: gets checkpoints and metrics; None of an abstract fit.
+    config: of the run.
   """
 
   graphdef: nnx.GraphDef
@@ -66,7 +72,7 @@ class Fit:
   optimizer: object
   schedule: object
   sharding: jax.sharding.Sharding
-  directory: Path
+  directory: Path | None
   config: FitConfig
 
   def step_of(self, loss_fn: LossFn, flops: StepFlops | None = None):
@@ -127,6 +133,37 @@ def prepare(module: nnx.Module, directory: Path, config: FitConfig) -> Fit:
   # Counters and the key too: a state that an update returns must lie as the
   # first one does, or the second step compiles the update again.
   state = put_state(state, mesh)
+  return _fit(graphdef, state, optimizer, mesh, directory, config)
+
+
+def prepare_abstract(
+  module: nnx.Module, config: FitConfig, mesh: jax.sharding.Mesh
+) -> Fit:
+  """The same of an abstract module, for a mesh that need not be here.
+
+  Nothing is allocated: the state's arrays are ShapeDtypeStructs with the
+  shardings that `prepare` would give them. Its step can be lowered.
+
+  Args:
+    module: from `nnx.eval_shape`.
+    config: of the run; its mesh_shape is not read.
+    mesh: of real or described devices.
+  """
+  graphdef, params, frozen = split_trainable(module, config.stage)
+  optimizer = config.optimizer.make(config.steps)
+  state = jax.eval_shape(
+    lambda params, frozen: TrainState.create(
+      params, optimizer, jax.random.key(config.seed), frozen=frozen
+    ),
+    params,
+    frozen,
+  )
+  return _fit(
+    graphdef, describe_state(state, mesh), optimizer, mesh, None, config
+  )
+
+
+def _fit(graphdef, state, optimizer, mesh, directory, config) -> Fit:
   return Fit(
     graphdef=graphdef,
     state=state,

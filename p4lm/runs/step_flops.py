@@ -79,24 +79,54 @@ def reinforce_flops(
   """
   if not flops.is_counted(config.lm):
     return None
-  lm = flops.sizes_of(config.lm)
 
   def count(rollout):
-    shapes = rollout_shapes(rollout)
-    rank = dict(lora_rank=lora_rank)
-    forward = recommender_forward(config, shapes, **rank)
-    update = flops.update_flops(forward, trained_share=trained_share)
-    steps = int(np.asarray(rollout.response_mask).sum(axis=1).max())
-    drawn = flops.prefill_flops(lm, shapes, adapter=config.adapter, **rank)
-    drawn += flops.decode_flops(lm, shapes, steps, **rank)
-    # The anchor scores what was drawn: one more forward pass.
+    parts = reinforce_parts(
+      config,
+      rollout_shapes(rollout),
+      steps=int(np.asarray(rollout.response_mask).sum(axis=1).max()),
+      trained_share=trained_share,
+      lora_rank=lora_rank,
+    )
+    fields = ('forward', 'backward', 'recomputed')
     return UpdateFlops(
-      drawn.total + forward.total + update.forward,
-      update.backward,
-      update.recomputed,
+      *(sum(getattr(part, name) for part in parts.values()) for name in fields)
     )
 
   return count
+
+
+def reinforce_parts(
+  config: RecommenderConfig,
+  shapes: Shapes,
+  *,
+  steps: int | None = None,
+  trained_share: float = 1.0,
+  lora_rank: int = 0,
+) -> dict[str, UpdateFlops] | None:
+  """FLOPs of an iteration: 'prefill', 'decode', 'anchor' and 'update'.
+
+  Args:
+    config: of policy and anchor.
+    shapes: of a rollout.
+    steps: tokens drawn of each response; all of its length by default.
+    trained_share, lora_rank: of the policy.
+  Returns:
+    None for a model that no rule counts.
+  """
+  if not flops.is_counted(config.lm):
+    return None
+  lm, rank = flops.sizes_of(config.lm), {'lora_rank': lora_rank}
+  forward = recommender_forward(config, shapes, **rank)
+  prefill = flops.prefill_flops(lm, shapes, adapter=config.adapter, **rank)
+  steps = shapes.response_length if steps is None else steps
+  drawn = flops.decode_flops(lm, shapes, steps, **rank)
+  return {
+    'prefill': UpdateFlops(prefill.total, 0.0, 0.0),
+    'decode': UpdateFlops(drawn.total, 0.0, 0.0),
+    'anchor': UpdateFlops(forward.total, 0.0, 0.0),
+    'update': flops.update_flops(forward, trained_share=trained_share),
+  }
 
 
 def rollout_shapes(rollout: Rollout) -> Shapes:
