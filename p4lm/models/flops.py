@@ -14,7 +14,6 @@ result no gradient reads.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 from p4lm.models.adapter import CF_KINDS, AdapterConfig
@@ -77,7 +76,7 @@ class LanguageModelSizes:
   Attributes:
     decoder: its stacks; several where layers differ.
     encoder: the stacks that read the prompt; none for a decoder-only model,
-      whose decoder reads prompt and response.
+      whose decoder reads the prompt once and then its responses.
     vocab_size: V.
   """
 
@@ -163,23 +162,52 @@ class UpdateFlops:
     return self.model + self.recomputed
 
 
-@functools.singledispatch
-def sizes_of(config: Any) -> LanguageModelSizes:
-  """The sizes of a language model's configuration.
-
-  Raises:
-    TypeError: a kind of configuration that has no rule here.
-  """
-  raise TypeError(f'no rule counts the FLOPs of a {type(config).__name__}')
+# What tells a decoder-only configuration, whatever its family.
+_DECODER_ONLY = (
+  'num_layers',
+  'd_model',
+  'd_ff',
+  'num_heads',
+  'num_kv_heads',
+  'd_kv',
+  'vocab_size',
+  'remat',
+)
 
 
 def is_counted(config: Any) -> bool:
   """Whether `sizes_of` has a rule for a configuration of this kind."""
-  return sizes_of.dispatch(type(config)) is not sizes_of.dispatch(object)
+  return isinstance(config, T5Config) or all(
+    hasattr(config, name) for name in _DECODER_ONLY
+  )
 
 
-@sizes_of.register
-def _(config: T5Config) -> LanguageModelSizes:
+def sizes_of(config: Any) -> LanguageModelSizes:
+  """The sizes of a language model's configuration.
+
+  A decoder-only model's feed-forward is taken to be gated, and its windows to
+  save nothing, since attention is computed whole and masked.
+
+  Raises:
+    TypeError: a kind of configuration that has no rule here.
+  """
+  if isinstance(config, T5Config):
+    return _encoder_decoder(config)
+  if not is_counted(config):
+    raise TypeError(f'no rule counts the FLOPs of a {type(config).__name__}')
+  stack = Stack(
+    layers=config.num_layers,
+    width=config.d_model,
+    hidden=config.d_ff,
+    heads=config.num_heads,
+    kv_heads=config.num_kv_heads,
+    head_width=config.d_kv,
+    remat=bool(config.remat),
+  )
+  return LanguageModelSizes((stack,), (), config.vocab_size)
+
+
+def _encoder_decoder(config: T5Config) -> LanguageModelSizes:
   stack = Stack(
     layers=config.num_encoder_layers,
     width=config.d_model,
@@ -188,7 +216,7 @@ def _(config: T5Config) -> LanguageModelSizes:
     kv_heads=config.num_heads,
     head_width=config.d_kv,
     gated=FEED_FORWARD[config.feed_forward][1],
-    remat=config.remat,
+    remat=bool(config.remat),
   )
   decoder = dataclasses.replace(
     stack, layers=config.num_decoder_layers, cross=True
@@ -229,11 +257,12 @@ def forward_flops(
         pairs = response * shapes.prompt_length
         total += _attention_flops(stack, response, prompt, pairs, lora_rank)
     else:
-      # A prompt is read with each of its responses.
-      length = shapes.prompt_length + shapes.response_length
-      both = shapes.rows * length
+      # The prompt is read once; each response looks back at it.
+      own = prompt * shapes.prompt_length
+      back = response * (shapes.prompt_length + shapes.response_length)
+      total += _stack_flops(stack, prompt, prompt, own, lora_rank=lora_rank)
       total += _stack_flops(
-        stack, both, both, both * length, lora_rank=lora_rank
+        stack, response, response, back, lora_rank=lora_rank
       )
   if scored:
     total += logits_flops(lm, response)

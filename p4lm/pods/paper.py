@@ -82,9 +82,12 @@ class PaperStep:
       (s, prompts * prompt, prompts * prompt**2) for s in self.lm.encoder
     ]
     for stack in self.lm.decoder:
-      length = response if self.lm.encoder else prompt + response
-      pairs = rows * length * (length + (prompt if stack.cross else 0))
-      found.append((stack, rows * length, pairs))
+      positions = rows * response
+      pairs = positions * (prompt + response)
+      if not self.lm.encoder:
+        positions += prompts * prompt
+        pairs += prompts * prompt**2
+      found.append((stack, positions, pairs))
     return found
 
 

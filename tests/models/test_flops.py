@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +40,14 @@ def test_a_decoder_only_layer_counted_by_hand():
   )
   lm = LanguageModelSizes(decoder=(stack,), encoder=(), vocab_size=7)
   counted = flops.forward_flops(lm, Shapes(1, 2, 3, 2))
-  # Two rows of 3 + 2 positions: query and output 4 x 6 each, key and value
-  # 4 x 3 each, feed-forward 4 x 5 twice.
-  assert counted.maps == 2 * 10 * (24 + 24 + 12 + 12 + 20 + 20)
-  # 5 x 5 pairs a row, each 6 multiply-adds for the score and 6 for the value.
-  assert counted.attention == 2 * 2 * 25 * (6 + 6)
+  # A prompt of 3 and two responses of 2: query and output 4 x 6 each, key and
+  # value 4 x 3 each, feed-forward 4 x 5 twice.
+  assert counted.maps == 2 * 7 * (24 + 24 + 12 + 12 + 20 + 20)
+  # 3 x 3 pairs in the prompt, 2 x 5 in a response, each 6 multiply-adds for
+  # the score and 6 for the value.
+  assert counted.attention == 2 * (9 + 2 * 10) * (6 + 6)
   assert counted.logits == 2 * 4 * 4 * 7
-  assert counted.total == 2240 + 1200 + 224
+  assert counted.total == 1568 + 696 + 224
 
 
 def test_an_encoder_decoder_counted_by_hand():
@@ -177,6 +179,18 @@ def test_lora_factors_count_their_own_products():
   across = sum(a + b for a, b in decoder.query_maps()) * response
   across += sum(a + b for a, b in decoder.key_maps()) * prompt
   assert low.low_rank == 2 * 4 * (per_rank + across)
+
+
+def test_a_decoder_only_configuration_is_known_by_its_sizes():
+  names = 'num_layers d_model d_ff num_heads num_kv_heads d_kv vocab_size remat'
+  sizes = dict(zip(names.split(), [2, 8, 16, 4, 1, 6, 32, True]))
+  lm = flops.sizes_of(types.SimpleNamespace(**sizes))
+  [stack] = lm.decoder
+  assert lm.encoder == () and lm.vocab_size == 32
+  assert stack.query_maps() == [(8, 24), (24, 8)]
+  assert stack.key_maps() == [(8, 6), (8, 6)]
+  assert stack.feed_forward_maps() == [(8, 16), (8, 16), (16, 8)]
+  assert stack.layers == 2 and stack.remat and not stack.cross
 
 
 def test_a_configuration_without_a_rule_is_told():
