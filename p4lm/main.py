@@ -25,8 +25,8 @@ JOBS = {
   'train_rl': 'fine-tune against the joint reward with a KL anchor',
   'infer': 'JSONL in, JSONL out: generate, score or reward',
   'evaluate': "the paper's table, or how CF embeddings rank; the report",
-  'compile_pod': 'what a training job would take on a TPU pod, without one',
   'pipeline': 'all of the above, stage by stage, from one experiment',
+  'compile_pod': 'what a training job would take on a TPU pod, without one',
 }
 
 USAGE = """\

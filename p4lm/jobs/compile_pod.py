@@ -121,10 +121,7 @@ class _Reports:
     """
     print(plain(report.HEADER, [r.cells() for r in self.reports]))
     if not self._pod.compiles:
-      print(
-        'On paper alone: libtpu is not installed here, so nothing was '
-        'compiled (pip install libtpu).'
-      )
+      print(f'On paper alone: {self._why_on_paper()}')
     best = self._best()
     for job, mesh in best.items():
       if mesh is not None:
@@ -137,6 +134,14 @@ class _Reports:
   def _best(self) -> dict[str, str | None]:
     jobs = dict.fromkeys(r.job for r in self.reports)
     return {job: report.best_mesh(self.reports, job) for job in jobs}
+
+  def _why_on_paper(self) -> str:
+    if self._pod.chip.torus_ring is None:
+      return 'JAX compiles for GPUs only where one is.'
+    return (
+      'libtpu is not installed here, so nothing was compiled '
+      '(pip install libtpu).'
+    )
 
   def _too_large(self, job: str) -> str:
     own = [r for r in self.reports if r.job == job and not r.fits]

@@ -68,6 +68,9 @@ def train_lm(
   """
   directory = output_directory.claim(output_dir)
   vocabulary = Vocabulary.load(f'{data_dir}/vocabulary.model')
+  fitting.check_layout(
+    training, _planned_config(model, vocabulary, checkpoint), batch_size
+  )
   cached = cache.ensure_cached(
     task_module,
     task,
@@ -126,6 +129,14 @@ def train_lm(
       start_step=start,
     ),
   )
+
+
+def _planned_config(sizes, vocabulary, checkpoint) -> model_directory.Config:
+  """The language model to come; adapters are too small to be divided."""
+  if checkpoint is not None:
+    return model_directory.read_card(checkpoint).model_config()
+  sizes = model_directory.sizes_for(sizes, vocabulary)
+  return RecommenderConfig(sizes, None, vocabulary.soft_token_id)
 
 
 def _needed(cf_dir: str | None, task: str) -> str:

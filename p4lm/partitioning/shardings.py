@@ -93,7 +93,7 @@ def describe_batch(
   Raises:
     UserError: a feature whose leading axis the mesh does not divide.
   """
-  _check_rows({name: value.shape[0] for name, value in batch.items()}, mesh)
+  check_rows({name: value.shape[0] for name, value in batch.items()}, mesh)
   sharding = batch_sharding(mesh)
   return _described(dict(batch), jax.tree.map(lambda _: sharding, dict(batch)))
 
@@ -122,7 +122,7 @@ def put_batch(
   sharding = batch_sharding(mesh)
   processes = jax.process_count()
   rows = {name: value.shape[0] * processes for name, value in batch.items()}
-  _check_rows(rows, mesh)
+  check_rows(rows, mesh)
   if jax.process_count() == 1:
     return jax.device_put(dict(batch), sharding)
   return {
@@ -131,7 +131,13 @@ def put_batch(
   }
 
 
-def _check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
+def check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
+  """Raises UserError for a feature whose rows the mesh does not divide.
+
+  Args:
+    rows: {feature: rows of all processes together}.
+    mesh: gives the data shards.
+  """
   shards = math.prod(mesh.shape[axis] for axis in STANDARD_RULES['batch'])
   for name, count in rows.items():
     if count % shards:

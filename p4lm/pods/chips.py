@@ -32,6 +32,8 @@ class Chip:
       torus for a TPU, of all links together for a GPU.
     torus_ring: chips along a dimension of the torus from which it closes to a
       ring; None for a switched network, where every chip reaches every other.
+    node_bandwidth: bytes/s in one direction between machines, for each GPU;
+      None for a TPU, whose torus goes on.
   """
 
   name: str
@@ -41,6 +43,14 @@ class Chip:
   hbm_bandwidth: float
   link_bandwidth: float
   torus_ring: int | None
+  node_bandwidth: float | None = None
+
+
+def _gpu(name: str, kind: str, *figures: float) -> Chip:
+  # One network card of 400 Gbit/s for each GPU, as in a DGX or HGX machine
+  # (200 Gbit/s with A100).
+  card = 25e9 if name.startswith('a100') else 50e9
+  return Chip(name, (kind,), *figures, torus_ring=None, node_bandwidth=card)
 
 
 CHIPS = (
@@ -48,14 +58,10 @@ CHIPS = (
   Chip('v5e', ('TPU v5 lite', 'TPU v5e'), 197e12, 16 * GIB, 819e9, 45e9, 16),
   Chip('v5p', ('TPU v5', 'TPU v5p'), 459e12, 95 * GIB, 2765e9, 90e9, 4),
   Chip('v6e', ('TPU v6 lite', 'TPU v6e'), 918e12, 32 * GIB, 1640e9, 90e9, 16),
-  Chip(
-    'a100-40gb', ('NVIDIA A100-SXM4-40GB',), 312e12, 40e9, 1555e9, 300e9, None
-  ),
-  Chip(
-    'a100-80gb', ('NVIDIA A100-SXM4-80GB',), 312e12, 80e9, 2039e9, 300e9, None
-  ),
-  Chip('h100', ('NVIDIA H100 80GB HBM3',), 989.4e12, 80e9, 3350e9, 450e9, None),
-  Chip('h200', ('NVIDIA H200',), 989.4e12, 141e9, 4800e9, 450e9, None),
+  _gpu('a100-40gb', 'NVIDIA A100-SXM4-40GB', 312e12, 40e9, 1555e9, 300e9),
+  _gpu('a100-80gb', 'NVIDIA A100-SXM4-80GB', 312e12, 80e9, 2039e9, 300e9),
+  _gpu('h100', 'NVIDIA H100 80GB HBM3', 989.4e12, 80e9, 3350e9, 450e9),
+  _gpu('h200', 'NVIDIA H200', 989.4e12, 141e9, 4800e9, 450e9),
 )
 
 

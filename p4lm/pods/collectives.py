@@ -180,7 +180,13 @@ class Network:
   def of(cls, chip: Chip, devices: Sequence) -> Network:
     """The network of JAX devices; those without coordinates are switched."""
     coords = [getattr(d, 'coords', None) or (i,) for i, d in enumerate(devices)]
-    return cls(chip, np.array(coords))
+    places = np.array(coords)
+    if chip.torus_ring is None:
+      # (machine, GPU): described devices say so, real ones by their process.
+      described = places.shape[1] > 1
+      machines = places[:, 0] if described else _processes(devices)
+      places = np.stack([machines, np.arange(len(devices))], axis=1)
+    return cls(chip, places)
 
   @property
   def extent(self) -> np.ndarray:
@@ -226,7 +232,12 @@ class Network:
   def _ring(self, group: np.ndarray) -> tuple[float, int]:
     """Bytes/s through each device of a group, and its longest way."""
     if self.chip.torus_ring is None:
-      return self.chip.link_bandwidth, 1
+      # A ring over several machines is as fast as what lies between them.
+      machines = np.unique(self.places[group, :-1], axis=0)
+      within = len(machines) == 1
+      return (
+        self.chip.link_bandwidth if within else self.chip.node_bandwidth
+      ), 1
     bandwidth, hops = 0.0, 0
     for dimension, size in enumerate(self.extent):
       taken = np.unique(self.places[group, dimension])
@@ -239,6 +250,10 @@ class Network:
       bandwidth += links * self.chip.link_bandwidth / shared
       hops += len(taken) // 2 if closed else len(taken) - 1
     return bandwidth or self.chip.link_bandwidth, max(hops, 1)
+
+
+def _processes(devices: Sequence) -> np.ndarray:
+  return np.array([getattr(d, 'process_index', 0) for d in devices])
 
 
 def _is_sliced(computation: Computation, instruction: Instruction) -> bool:

@@ -59,11 +59,11 @@ def of_compiled(compiled: Any, beside: float = 0.0) -> Memory:
 
 
 def bytes_a_chip(tree: Any) -> float:
-  """Bytes that described arrays with shardings take on one chip."""
+  """Bytes that arrays, real or described, take on one chip."""
   return float(sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree)))
 
 
-def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> float:
+def _shard_bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> float:
   shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
   if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
     return 8.0 * math.prod(shape)

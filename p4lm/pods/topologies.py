@@ -2,7 +2,9 @@
 
 A TPU topology is a generation and the sides of its torus, 'v5e:16x16'. The
 devices are descriptions: programs can be compiled for them (which needs the
-package libtpu, and no TPU) and cannot run.
+package libtpu, and no TPU) and cannot run. GPUs are machines x GPUs in each,
+'h100:4x8'; JAX compiles for them only where one is, so they are planned on
+paper.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ _LIBTPU_ENVIRONMENT = {
   'TPU_MIN_LOG_LEVEL': '3',
 }
 _TPUS = tuple(c.name for c in CHIPS if c.torus_ring is not None)
+_GPUS = tuple(c.name for c in CHIPS if c.torus_ring is None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,7 @@ def get_topology(name: str) -> Topology:
     UserError: no such generation or shape.
   """
   chip, sides = _read_name(name)
-  if importlib.util.find_spec('libtpu') is None:
+  if chip.torus_ring is None or importlib.util.find_spec('libtpu') is None:
     return Topology(name, chip, _paper_devices(chip, sides), False)
   for variable, value in _LIBTPU_ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
@@ -91,20 +94,23 @@ def get_topology(name: str) -> Topology:
 
 
 def _read_name(name: str) -> tuple[Chip, tuple[int, ...]]:
-  match = re.fullmatch(r'(\w+):(\d+(?:x\d+)+)', str(name))
+  match = re.fullmatch(r'([\w-]+):(\d+(?:x\d+)+)', str(name))
   chip = match and chip_named(match[1])
-  if not chip or chip.name not in _TPUS:
+  if not chip:
     raise UserError(
       f'TOPOLOGY {name!r} is no pod; write a TPU generation'
       f' ({", ".join(_TPUS)}) and the sides of its torus, such as v5e:16x16'
-      ' or v5p:4x4x4.'
+      f' or v5p:4x4x4, or a GPU ({", ".join(_GPUS)}) and machines x GPUs, such'
+      ' as h100:4x8.'
     )
   sides = tuple(map(int, match[2].split('x')))
-  wanted = 2 if chip.torus_ring == 16 else 3
+  if chip.name in _GPUS and len(sides) == 2 and math.prod(sides) > 0:
+    return chip, sides
+  wanted = 3 if chip.torus_ring == 4 else 2
   if len(sides) != wanted or math.prod(sides) < 1:
     raise UserError(
-      f'TOPOLOGY {name!r}: a {chip.name} pod is a torus of {wanted}'
-      f' dimensions, such as {"x".join(["4"] * wanted)}.'
+      f'TOPOLOGY {name!r}: a {chip.name} pod has {wanted} dimensions, such as'
+      f' {"x".join(["4"] * wanted)}.'
     )
   return chip, sides
 
@@ -117,6 +123,11 @@ def _chip_options(chip: Chip) -> dict[str, str]:
 def _paper_devices(chip: Chip, sides: tuple[int, ...]):
   places = np.stack(np.unravel_index(np.arange(math.prod(sides)), sides), 1)
   return tuple(
-    PaperDevice(index, chip.device_kinds[0], (*map(int, place), 0)[:3])
+    PaperDevice(
+      index,
+      chip.device_kinds[0],
+      (*map(int, place), 0)[:3],
+      'gpu' if chip.torus_ring is None else 'tpu',
+    )
     for index, place in enumerate(places)
   )

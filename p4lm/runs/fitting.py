@@ -11,14 +11,19 @@ import numpy as np
 from flax import nnx
 
 from p4lm.checkpoints.manager import CheckpointStore
+from p4lm.errors import UserError
 from p4lm.models.selection import split_trainable
 from p4lm.partitioning.mesh import make_mesh
+from p4lm.partitioning.rules import MeshAxes, with_changes
 from p4lm.partitioning.shardings import (
   batch_sharding,
+  check_rows,
   describe_state,
+  param_shardings,
   put_state,
 )
 from p4lm.pods import chips
+from p4lm.runs import model_directory
 from p4lm.runs.model_info import write_model_info
 from p4lm.training import loop
 from p4lm.training.metric_writers import MetricWriter
@@ -41,6 +46,8 @@ class FitConfig:
     seed: of dropout and sampling.
     mesh_shape: such as 'data=2,model=2'; None puts every device on `data`.
     accumulate: microbatches a step.
+    axis_rules: changes to `partitioning.rules.STANDARD_RULES` for parameters,
+      such as {'vocab': ('fsdp', 'model'), 'embed': None}.
     log_every, checkpoint_every: in steps.
   """
 
@@ -50,6 +57,7 @@ class FitConfig:
   seed: int
   mesh_shape: str | None = None
   accumulate: int = 1
+  axis_rules: Mapping[str, MeshAxes] | None = None
   log_every: int = 10
   checkpoint_every: int = 200
 
@@ -120,19 +128,19 @@ def prepare(module: nnx.Module, directory: Path, config: FitConfig) -> Fit:
   Raises:
     UserError: a stage that selects nothing, or a mesh that does not fit.
   """
-  mesh = make_mesh(config.mesh_shape)
+  mesh, rules = make_mesh(config.mesh_shape), with_changes(config.axis_rules)
   graphdef, params, frozen = split_trainable(module, config.stage)
-  write_model_info(directory, params, frozen)
   optimizer = config.optimizer.make(config.steps)
   state = TrainState.create(
-    put_state(params, mesh),
+    put_state(params, mesh, rules),
     optimizer,
     jax.random.key(config.seed),
-    frozen=put_state(frozen, mesh),
+    frozen=put_state(frozen, mesh, rules),
   )
   # Counters and the key too: a state that an update returns must lie as the
   # first one does, or the second step compiles the update again.
-  state = put_state(state, mesh)
+  state = put_state(state, mesh, rules)
+  write_model_info(directory, state, mesh)
   return _fit(graphdef, state, optimizer, mesh, directory, config)
 
 
@@ -158,9 +166,28 @@ def prepare_abstract(
     params,
     frozen,
   )
-  return _fit(
-    graphdef, describe_state(state, mesh), optimizer, mesh, None, config
-  )
+  state = describe_state(state, mesh, with_changes(config.axis_rules))
+  return _fit(graphdef, state, optimizer, mesh, None, config)
+
+
+def check_layout(
+  config: FitConfig, model: model_directory.Config, batch_size: int
+) -> None:
+  """Raises UserError where a run could not be laid out, in a moment.
+
+  For the start of a job, before data are prepared and checkpoints read: the
+  mesh fits the devices, every rule names an axis, the mesh divides every
+  parameter and the batch.
+  """
+  mesh = make_mesh(config.mesh_shape)
+  module = model_directory.abstract_module(model)
+  param_shardings(nnx.state(module), mesh, with_changes(config.axis_rules))
+  if batch_size % config.accumulate:
+    raise UserError(
+      f'accumulate={config.accumulate} does not divide BATCH_SIZE='
+      f'{batch_size}; choose a divisor'
+    )
+  check_rows({'of every batch': batch_size}, mesh)
 
 
 def _fit(graphdef, state, optimizer, mesh, directory, config) -> Fit:

@@ -82,6 +82,22 @@ def test_all_jobs_and_all_meshes_without_any_data(tmp_path, capsys, on_paper):
   }
 
 
+def test_gpus_are_planned_on_paper(tmp_path, capsys):
+  status = compile_pod(
+    tmp_path,
+    '--gin_file=runs/train_lm.gin',
+    '--gin.MODEL=t5_1_1_xl',
+    '--gin.TOPOLOGY=h100:2x8',
+    '--gin.MESH_SHAPE=data=2,fsdp=8',
+  )
+  assert status == 0
+  assert 'JAX compiles for GPUs only where one is' in capsys.readouterr().out
+  [row] = results(tmp_path)['steps']
+  secs = {c['axes']: c['secs'] for c in row['collectives']}
+  # Weights are gathered within a machine; gradients cross between two.
+  assert secs.keys() == {'fsdp', 'data'} and row['source'] == 'paper'
+
+
 def test_a_model_that_fits_nowhere_is_status_one(tmp_path, capsys, on_paper):
   status = compile_pod(
     tmp_path,

@@ -211,10 +211,14 @@ def test_collectives_on_a_torus_by_hand():
   assert ring('all-gather', gigabyte, line, groups=[[0, 2], [1, 3]]) == (
     pytest.approx(0.5 / 90)
   )
-  # A switch gives every GPU its whole bandwidth.
-  gpus = [(i,) for i in range(8)]
-  assert ring('all-gather', gigabyte, gpus, 'h100') == pytest.approx(
-    0.875 / 450
+  # A switch gives every GPU of a machine its whole bandwidth; between machines
+  # each has a network card.
+  gpus = [(i // 8, i % 8) for i in range(16)]
+  assert ring('all-gather', gigabyte, gpus, 'h100', [range(8)]) == (
+    pytest.approx(0.875 / 450)
+  )
+  assert ring('all-gather', gigabyte, gpus, 'h100', [[0, 8]]) == (
+    pytest.approx(0.5 / 50)
   )
   # Small ones take a microsecond a chip on the way; one device takes nothing.
   assert ring('all-reduce', 8.0, line) == pytest.approx(2e-6)

@@ -111,9 +111,10 @@ def test_seconds_of_a_report():
   [
     ('v5e', "'v5e' is no pod; write a TPU generation"),
     ('v9:4x4', 'no pod'),
-    ('h100:8x1', 'no pod'),
-    ('v5p:4x4', 'a torus of 3 dimensions, such as 4x4x4'),
-    ('v5e:4x4x4', 'a torus of 2 dimensions'),
+    ('h100:8', 'no pod'),
+    ('h100:2x2x2', 'a h100 pod has 2 dimensions'),
+    ('v5p:4x4', 'a v5p pod has 3 dimensions, such as 4x4x4'),
+    ('v5e:4x4x4', 'a v5e pod has 2 dimensions'),
     ('', 'no pod'),
   ],
 )
@@ -127,5 +128,7 @@ def test_a_pod_on_paper(monkeypatch):
   pod = topologies.get_topology('v5p:2x2x4')
   assert not pod.compiles and pod.chip.name == 'v5p' and len(pod.devices) == 16
   assert {d.coords for d in pod.devices} == set(np.ndindex(2, 2, 4))
+  gpus = topologies.get_topology('h100:2x8')
+  assert len(gpus.devices) == 16 and gpus.devices[8].coords[:2] == (1, 0)
   flat = topologies.get_topology('v5e:2x4')
   assert {d.coords for d in flat.devices} == set(np.ndindex(2, 4, 1))
