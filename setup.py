@@ -60,6 +60,8 @@ EXTRAS = {
     'statsmodels>=0.14.3',
     'wheel>=0.43',
   ],
+  # What launch/bench.py compares speeds with.
+  'bench': ['faiss-cpu>=1.8', 'implicit>=0.7', 'irspack>=0.4'],
   # Reference implementations for parity tests; they skip where these miss.
   'parity': [
     'implicit>=0.7',

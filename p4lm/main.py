@@ -18,12 +18,13 @@ from p4lm.errors import UserError
 
 JOBS = {
   'make_data': 'ratings and texts -> tables, splits, vocabulary',
-  'fit_cf': 'ratings -> user and item embeddings (weighted ALS)',
+  'fit_cf': 'ratings -> user and item embeddings (weighted ALS, two towers)',
   'cache_tasks': 'SeqIO tasks, tokenized and cached as ArrayRecord',
   'train_lm': 'soft-token language model: stage adapters, full or lora',
   'train_reward': 'a reward model: nli, appeal, personalization, relevance',
   'train_rl': 'fine-tune against the joint reward with a KL anchor',
   'infer': 'JSONL in, JSONL out: generate, score or reward',
+  'convert': 'checkpoints from and to Hugging Face; from GGUF and T5X',
   'evaluate': "the paper's table, or how CF embeddings rank; the report",
   'pipeline': 'all of the above, stage by stage, from one experiment',
   'compile_pod': 'what a training job would take on a TPU pod, without one',

@@ -39,7 +39,8 @@ _PAIRS = ('appeal', 'personalization')
 _LABELLED = ('nli', 'relevance')
 
 LM_SPLITS = ('train', 'validation')
-REWARD_SPLITS = ('train', 'judge', 'validation')
+# Judged texts of files have a test split too; those of the world do not.
+REWARD_SPLITS = ('train', 'judge', 'validation', 'test')
 
 # The kinds of CF vectors of each task's prompt, in order.
 CF_KINDS = {

@@ -24,7 +24,7 @@ print(build_meta.build_wheel(sys.argv[1]))
 """
 SOURCES = ['p4lm', 'tasks', 'gin']
 # Left out of the lock: their builds depend on the machine.
-MACHINE_EXTRAS = {'gpu', 'tpu', 'parity'}
+MACHINE_EXTRAS = {'gpu', 'tpu', 'parity', 'bench'}
 
 
 @pytest.fixture(scope='module')

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from p4lm.models.adapter import AdapterConfig
+from p4lm.models.decoder_config import DecoderConfig
 from p4lm.models.recommender import Recommender, RecommenderConfig
 from p4lm.models.t5 import T5Config
 from p4lm.partitioning.build import build_model
@@ -28,8 +29,32 @@ LM = T5Config(
   scan_unroll=0,
 )
 SOFT = 63
-CONFIG = RecommenderConfig(
-  lm=LM, adapter=AdapterConfig(cf_width=5, hidden_width=12), soft_token_id=SOFT
+ADAPTER = AdapterConfig(cf_width=5, hidden_width=12)
+CONFIG = RecommenderConfig(lm=LM, adapter=ADAPTER, soft_token_id=SOFT)
+# Everything that Gemma 2 and 3 have, with windows shorter than the prompts.
+DECODER = DecoderConfig(
+  vocab_size=64,
+  d_model=16,
+  d_ff=24,
+  num_layers=3,
+  num_heads=4,
+  num_kv_heads=2,
+  d_kv=6,
+  activation='gelu',
+  unit_offset_norm=True,
+  post_norms=True,
+  qk_norm=True,
+  scale_embeddings=True,
+  tie_embeddings=True,
+  attention_soft_cap=5.0,
+  final_soft_cap=6.0,
+  sliding_window=4,
+  global_every=3,
+  rope_local_base=100.0,
+  scan_unroll=0,
+)
+DECODER_CONFIG = RecommenderConfig(
+  lm=DECODER, adapter=ADAPTER, soft_token_id=SOFT
 )
 
 
@@ -87,3 +112,12 @@ def tiny() -> Tiny:
   """A tiny recommender with both adapters, the same to every caller."""
   make = lambda: Recommender(CONFIG, rngs=nnx.Rngs(0))
   return Tiny(*build_model(make, seed=3))
+
+
+@functools.cache
+def tiny_decoder(**changes) -> Tiny:
+  """A tiny decoder-only recommender, its sizes changed as given."""
+  lm = dataclasses.replace(DECODER, **changes)
+  config = dataclasses.replace(DECODER_CONFIG, lm=lm)
+  make = lambda: Recommender(config, rngs=nnx.Rngs(0))
+  return Tiny(*build_model(make, seed=3), config)

@@ -1,1 +1,1 @@
-"""Collaborative filtering: weighted ALS and the tables it makes."""
+"""Collaborative filtering: weighted ALS, tables of embeddings, histories."""

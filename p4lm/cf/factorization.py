@@ -2,16 +2,14 @@ r"""Weighted alternating least squares with the exact iALS objective.
 
 Minimises `objective.py`'s L over user and item tables by exact half steps
 (`half_step.py`): an epoch solves all items, then all users. The users come
-last, so folding in a training row against the final items gives that row.
+last, so folding in a training row against the final items gives that row. Two
+inexact solvers (`solvers.py`) take steps towards the same minimum.
 
 Two modes say what an observed entry means:
 
   implicit  p = 1 with confidence c from the configuration's rule; the weight
             alpha0 of all pairs pulls unobserved ones to 0.
   explicit  p = rating - mu - b_u - b_i (`biases.py`), c = 1, alpha0 usually 0.
-
-Left out of the large-scale designs (ALX, Mehta et al. 2021): the tables are
-replicated, only the rows of a half step are sharded.
 """
 
 from __future__ import annotations
@@ -21,17 +19,18 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from p4lm.cf import epochs as epochs_lib
-from p4lm.cf import objective
+from p4lm.cf import objective, sides
 from p4lm.cf.biases import Biases, fit_biases, user_biases
-from p4lm.cf.half_step import HalfStep
-from p4lm.cf.rows import Interactions, compress
+from p4lm.cf.placement import one_device_mesh, place_evenly
+from p4lm.cf.rows import Interactions
+from p4lm.cf.solvers import Solver
 from p4lm.errors import UserError
 
 
@@ -54,6 +53,7 @@ class FactorizationConfig:
     init_scale: the first users are normal with this expected norm.
     dtype: 'float32', or 'float64' for tests.
     seed: of the first users.
+    solver: of the rows; exact by default.
   """
 
   width: int = 64
@@ -68,6 +68,7 @@ class FactorizationConfig:
   init_scale: float = 0.1
   dtype: Literal['float32', 'float64'] = 'float32'
   seed: int = 0
+  solver: Solver = dataclasses.field(default_factory=Solver)
 
   def __post_init__(self):
     _check_one_of('mode', self.mode, ('implicit', 'explicit'))
@@ -89,6 +90,13 @@ class FactorizationConfig:
         )
     if not math.isfinite(self.exponent):
       raise UserError(f'exponent is {self.exponent}; it must be finite')
+
+  @classmethod
+  def from_fields(cls, fields: Mapping[str, Any]) -> FactorizationConfig:
+    """The configuration of `dataclasses.asdict`, or of a JSON file of it."""
+    fields = dict(fields)
+    solver = Solver(**fields.pop('solver', {}))
+    return cls(**fields, solver=solver)
 
   def row_regularization(self, counts, num_columns) -> np.ndarray:
     """lambda of rows with these counts, float64 [R]."""
@@ -168,12 +176,17 @@ def fit(
   if not len(interactions.values):
     raise UserError('there are no interactions to factorize')
   biases = _biases(interactions, config)
-  weights, targets = observed_terms(interactions, config, biases)
+  weights, targets = sides.observed_terms(interactions, config, biases)
+  fingerprint = _fingerprint(interactions, weights, targets, config)
+  terms = sides.scaled_terms(weights, targets, config)
+  # Of the size of the data, and no longer needed.
+  del weights, targets
   with _precision(config):
-    problem = _Problem(interactions, weights, targets, config, mesh)
+    problem = _Problem(interactions, *terms, config, mesh)
+    del terms
     state = epochs_lib.restore_or_start(
       checkpoint_path,
-      fingerprint=_fingerprint(interactions, weights, targets, config),
+      fingerprint=fingerprint,
       start=lambda: _first_users(interactions, config),
     )
     if state.epoch and on_epoch is not None:
@@ -215,7 +228,7 @@ def fold_in(
   side: Literal['user', 'item'] = 'user',
   mesh=None,
 ) -> FoldedIn:
-  """Embeds new rows by one half step with training's own lambda scaling.
+  """Embeds new rows by one exact half step with training's lambda scaling.
 
   Args:
     interactions: entries of the new rows. For side 'user', `user_rows` number
@@ -225,14 +238,16 @@ def fold_in(
     side: which rows are new.
     mesh: as in `fit`.
   Returns:
-    The rows. For training users they equal `model.user_embeddings`.
+    The rows. For training users they equal `model.user_embeddings`, if those
+    were fitted by the exact solver.
   Raises:
     UserError: the known side's size differs from the model's.
   """
-  config, biases = model.config, model.biases
+  config = dataclasses.replace(model.config, solver=Solver())
+  biases = model.biases
   known = model.item_embeddings if side == 'user' else model.user_embeddings
   if side == 'item':
-    interactions = _transpose(interactions)
+    interactions = sides.transposed(interactions)
     if biases is not None:
       biases = Biases(biases.mean, biases.items, biases.users)
   if interactions.num_items != len(known):
@@ -244,73 +259,46 @@ def fold_in(
   if biases is not None:
     offsets = user_biases(interactions, biases, config.bias_regularization)
     biases = Biases(biases.mean, offsets, biases.items)
-  weights, targets = observed_terms(interactions, config, biases)
+  weights, targets = sides.observed_terms(interactions, config, biases)
+  mesh = mesh or one_device_mesh()
   with _precision(config):
-    rows = _Side(interactions, weights, targets, config, mesh)
-    embeddings, squared = rows.solve(jax.numpy.asarray(known))
+    rows = sides.by_user(interactions)
+    new = sides.Side(rows, config, mesh)
+    table = place_evenly(len(known), mesh)
+    terms = sides.scaled_terms(weights, targets, config)
+    solve = new.half_step(rows, table.positions, *terms)
+    embeddings, squared = solve(table.put(known))
+    embeddings = new.placement.get(embeddings)
   if not math.isfinite(squared):
     raise UserError('folding in overflowed; check the size of the values')
-  return FoldedIn(
-    np.asarray(embeddings), None if biases is None else biases.users
-  )
-
-
-def observed_terms(interactions, config, biases):
-  """Confidences c and targets p of the entries, each float64 [M].
-
-  Raises:
-    UserError: an implicit strength is negative.
-  """
-  values = np.asarray(interactions.values, np.float64)
-  if config.mode == 'explicit':
-    expected = biases.expected(interactions.user_rows, interactions.item_rows)
-    targets, weights = values - expected, np.ones_like(values)
-  else:
-    targets, weights = np.ones_like(values), config.confidences(values)
-  if interactions.weights is not None:
-    weights = np.asarray(interactions.weights, np.float64)
-  return weights, targets
-
-
-class _Side:
-  """One side's rows, ready to be solved; `user_rows` are its rows."""
-
-  def __init__(self, interactions, weights, targets, config, mesh):
-    side = compress(
-      interactions.user_rows,
-      interactions.item_rows,
-      interactions.num_users,
-      interactions.num_items,
-    )
-    root = np.sqrt(weights)
-    self.counts = side.counts
-    self.lambdas = config.row_regularization(side.counts, side.num_columns)
-    self.solve = HalfStep(
-      side,
-      root[side.order],
-      (root * targets)[side.order],
-      self.lambdas,
-      width=config.width,
-      dtype=config.dtype,
-      alpha0=config.alpha0,
-      mesh=mesh,
-    )
+  return FoldedIn(embeddings, None if biases is None else biases.users)
 
 
 class _Problem:
   """Both sides of one factorization."""
 
-  def __init__(self, interactions, weights, targets, config, mesh):
+  def __init__(self, interactions, root_weights, targets, config, mesh):
+    mesh = mesh or one_device_mesh()
     self._config = config
-    self.user_side = _Side(interactions, weights, targets, config, mesh)
-    other = _transpose(interactions)
-    self.item_side = _Side(other, weights, targets, config, mesh)
+    by_user = sides.by_user(interactions)
+    by_item = sides.by_user(sides.transposed(interactions))
+    self.user_side = sides.Side(by_user, config, mesh)
+    self.item_side = sides.Side(by_item, config, mesh)
+    user_rows = self.user_side.placement.positions
+    item_rows = self.item_side.placement.positions
+    terms = root_weights, targets
+    self._solve_users = self.user_side.half_step(by_user, item_rows, *terms)
+    self._solve_items = self.item_side.half_step(by_item, user_rows, *terms)
 
   def run_epoch(self, state):
-    items, squared = self.item_side.solve(jax.numpy.asarray(state.users))
-    after_items = self._objective(state.users, items, squared, state.epoch)
-    users, squared = self.user_side.solve(items)
-    users, items = np.asarray(users), np.asarray(items)
+    user_place, item_place = self.user_side.placement, self.item_side.placement
+    users = user_place.put(state.users)
+    items = item_place.put(state.items) if len(state.items) else None
+    items, squared = self._solve_items(users, items)
+    found = item_place.get(items)
+    after_items = self._objective(state.users, found, squared, state.epoch)
+    users, squared = self._solve_users(items, users)
+    users, items = user_place.get(users), found
     after_users = self._objective(users, items, squared, state.epoch)
     return dataclasses.replace(
       state,
@@ -336,16 +324,6 @@ class _Problem:
         'size of the values'
       )
     return value
-
-
-def _transpose(interactions: Interactions) -> Interactions:
-  return dataclasses.replace(
-    interactions,
-    user_rows=interactions.item_rows,
-    item_rows=interactions.user_rows,
-    num_users=interactions.num_items,
-    num_items=interactions.num_users,
-  )
 
 
 def _biases(interactions, config) -> Biases | None:

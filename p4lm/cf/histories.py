@@ -98,7 +98,7 @@ class HistoryEmbedder:
 def _by_half_step(
   directory, about: dict, tables: CFTables
 ) -> Callable[[Interactions], np.ndarray]:
-  config = FactorizationConfig(**about['factorization'])
+  config = FactorizationConfig.from_fields(about['factorization'])
   is_explicit = config.mode == 'explicit'
   model = Factorization(
     user_embeddings=tables.user_embeddings,

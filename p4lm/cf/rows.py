@@ -1,33 +1,12 @@
-"""Interactions as compressed rows, cut into batches of few static shapes.
-
-The rows of a ratings matrix have very different lengths, and XLA compiles one
-program a shape. So rows of similar length share a padded length (a bucket), a
-bucket is cut into batches of a fixed number of rows, and lengths are chosen so
-that padding and compiling together cost least:
-
-  counts  3 1 7 2 12        buckets  4: rows 0 1 3      (padded 3 1 2 -> 4)
-                                    12: rows 2 4        (padded 7 12 -> 12)
-
-Rows without interactions are in no bucket. Rows longer than `LONGEST` are read
-in segments of that length by a loop inside the program.
-"""
+"""Observed entries of a users x items matrix, and one side of them by row."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
 from p4lm.errors import UserError
-
-LONGEST = 2048
-# One more compiled shape takes about 0.25 s; a padded entry takes about 0.3 us
-# an epoch at width 128 and less at smaller widths. Over some 15 epochs:
-_SHAPE_COST_AT_128 = 60_000
-# Floats of the largest array of a batch: 4 MiB keeps it in cache on a CPU,
-# where it doubles the speed of the matrix products.
-_BATCH_FLOATS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,22 +68,6 @@ class CompressedRows:
     return len(self.counts)
 
 
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-  """Rows padded to one length, cut into equal batches.
-
-  Attributes:
-    length: padded number of entries a row (a segment's, if `segmented`).
-    rows: int32 [K, R], row indices of K batches; padding holds the number of
-      rows of the side, which no row has.
-    segmented: whether rows may be longer than `length`.
-  """
-
-  length: int
-  rows: np.ndarray
-  segmented: bool = False
-
-
 def compress(rows, columns, num_rows: int, num_columns: int) -> CompressedRows:
   """Sorts entries by row, keeping their order within a row.
 
@@ -132,45 +95,6 @@ def compress(rows, columns, num_rows: int, num_columns: int) -> CompressedRows:
   )
 
 
-def plan_buckets(
-  counts, width: int, *, num_devices: int = 1, longest: int = LONGEST
-) -> list[Bucket]:
-  """Groups rows by padded length so that padding plus compiling costs least.
-
-  Candidate lengths are 8, 12, 16, 24, 32, 48, ... up to `longest`; dynamic
-  programming picks the subset with the smallest sum of padded entries plus a
-  fixed price for each compiled shape.
-
-  Args:
-    counts: int [R], entries of each row.
-    width: E; together with the length it sets the rows of a batch.
-    num_devices: the rows of a batch are a multiple of it.
-    longest: rows with more entries go to one segmented bucket.
-  Returns:
-    Buckets by rising length; each row with entries is in exactly one.
-  """
-  counts = np.asarray(counts)
-  within = counts[(counts > 0) & (counts <= longest)]
-  lengths = _choose_lengths(within, longest, _SHAPE_COST_AT_128 * 128 // width)
-  buckets, shorter = [], 0
-  for length in lengths:
-    rows = np.flatnonzero((counts > shorter) & (counts <= length))
-    buckets.append(_cut(rows, length, width, len(counts), num_devices, False))
-    shorter = length
-  rows = np.flatnonzero(counts > longest)
-  if len(rows):
-    buckets.append(_cut(rows, longest, width, len(counts), num_devices, True))
-  return buckets
-
-
-def solves_dual(length: int, width: int) -> bool:
-  """Whether rows this short are solved in their entries, not in factors.
-
-  The n x n system costs n^2 E + n^3/3 against n E^2 + E^3/3 of the E x E one.
-  """
-  return 2 * length <= width
-
-
 def check_finite(name: str, values, *, at_least_zero: bool = False) -> None:
   """Raises UserError at the first value that is not finite (or negative)."""
   bad = ~np.isfinite(values)
@@ -191,38 +115,3 @@ def _check_rows(name: str, rows, size: int) -> None:
     raise UserError(
       f'{name}[{bad}] is {rows[bad]}; row indices must be in [0, {size})'
     )
-
-
-def _choose_lengths(counts, longest: int, shape_cost: int) -> Sequence[int]:
-  if not len(counts):
-    return []
-  candidates = [min(8, longest)]
-  while candidates[-1] < min(int(counts.max()), longest):
-    last = candidates[-1]
-    power = 1 << (last.bit_length() - 1)
-    candidates.append(
-      min(power * 3 // 2 if last == power else 2 * power, longest)
-    )
-  within = np.searchsorted(np.sort(counts), candidates, side='right')
-  # best[j]: cheapest cover of all rows up to candidates[j], which is chosen.
-  best: list[tuple[int, tuple[int, ...]]] = []
-  for j, length in enumerate(candidates):
-    options = [(int(within[j]) * length + shape_cost, (length,))]
-    for i in range(j):
-      rows = int(within[j] - within[i])
-      price = rows * length + shape_cost if rows else 0
-      chosen = best[i][1] + ((length,) if rows else ())
-      options.append((best[i][0] + price, chosen))
-    best.append(min(options))
-  return best[-1][1]
-
-
-def _cut(rows, length, width, padding_row, num_devices, segmented) -> Bucket:
-  largest = length if solves_dual(length, width) else max(width, length)
-  per_row = width * largest
-  per_batch = max(1, min(_BATCH_FLOATS // per_row, len(rows)))
-  per_batch = -(-per_batch // num_devices) * num_devices
-  batches = -(-len(rows) // per_batch)
-  padded = np.full(batches * per_batch, padding_row, np.int32)
-  padded[: len(rows)] = rows
-  return Bucket(length, padded.reshape(batches, per_batch), segmented)

@@ -167,6 +167,19 @@ class CheckpointStore:
 
     return self._read(step, plan)
 
+  def abstract_items(
+    self, names: Sequence[str]
+  ) -> tuple[int, dict[str, dict[str, jax.ShapeDtypeStruct]]]:
+    """The newest step that is whole, and its items' arrays without values.
+
+    Raises:
+      UserError: no whole step.
+    """
+    for step in reversed(self.all_steps()):
+      if integrity.find_damage(self.directory / str(step)) is None:
+        return step, {name: self._saved(step, name) for name in names}
+    raise UserError(f'{self.directory} holds no whole checkpoint')
+
   def item_names(self, step: int) -> list[str]:
     """Names of the items that a step holds."""
     return sorted(

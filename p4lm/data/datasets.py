@@ -5,6 +5,8 @@ amazon-2018          Amazon Reviews 2018, review and metadata files
 amazon-2023          Amazon Reviews 2023, likewise
 regen                REGEN: a file of users' histories
 
+(Judged texts, which have no ratings, are read by `judgements`.)
+
 A new one is a class with the members of `Dataset` and a line in `find`.
 """
 
@@ -21,7 +23,8 @@ from p4lm.errors import UserError
 WORLD = 'world'
 _NAMES = (
   "'world', 'movielens', the name of a MovieLens release such as 'ml-25m', "
-  "'amazon-2018', 'amazon-2023' or 'regen'"
+  "'amazon-2018', 'amazon-2023', 'regen', or for judged texts 'nli' or "
+  "'preferences'"
 )
 
 

@@ -32,6 +32,7 @@ class Kind(enum.Enum):
   NUMBER = 'a number'
   INTEGER = 'a whole number'
   TEXT = 'a string; null and a missing key are an empty one'
+  LABEL = 'a string or a whole number; null and a missing key are an empty one'
   TEXTS = 'strings, one string, or null'
   PRICE = 'a string, a number, or null'
   FLAG = 'true, false, or null'
@@ -43,6 +44,7 @@ _ARROW_TYPES = {
   Kind.NUMBER: (pa.float64(),),
   Kind.INTEGER: (pa.int64(),),
   Kind.TEXT: (pa.string(),),
+  Kind.LABEL: (pa.string(),),
   Kind.TEXTS: (pa.list_(pa.string()),),
   Kind.PRICE: (pa.string(), pa.float64()),
   Kind.FLAG: (pa.bool_(),),
@@ -52,10 +54,14 @@ _EXPECTED = {
   Kind.NUMBER: 'a number',
   Kind.INTEGER: 'a whole number',
   Kind.TEXT: 'a string',
+  Kind.LABEL: 'a label (a string or a whole number)',
   Kind.TEXTS: 'a list of strings',
   Kind.PRICE: 'a string or a number',
   Kind.FLAG: 'true or false',
 }
+
+
+_EMPTY_FOR_NONE = (Kind.TEXT, Kind.LABEL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +84,8 @@ class Rows:
   """Some consecutive rows of a file.
 
   Attributes:
-    table: the wanted columns. Optional values may be null, TEXT is '' then.
+    table: the wanted columns. Optional values may be null; texts and
+      labels are '' then.
     where: how messages call the file.
     block: the lines they come from.
   """
@@ -183,7 +190,7 @@ def convert(where: str, column: Column, record: Mapping) -> object:
         else f'key {names} is missing; found {found[:200]}'
       )
       raise UserError(f'{where}: {what}; mend or remove the line')
-    return '' if column.kind is Kind.TEXT else None
+    return '' if column.kind in _EMPTY_FOR_NONE else None
   value = _CONVERSIONS[column.kind](record[key])
   if value is None:
     raise UserError(
@@ -281,7 +288,7 @@ def _parse_by_arrow(data: bytes, columns, variant: int) -> pa.Table | None:
     if column.kind is Kind.ID and _has_empty(values):
       return None
     found[name] = (
-      pc.fill_null(values, '') if column.kind is Kind.TEXT else values
+      pc.fill_null(values, '') if column.kind in _EMPTY_FOR_NONE else values
     )
   return pa.table(found)
 
@@ -326,6 +333,12 @@ def _text(value: object) -> str | None:
   return storable(value) if isinstance(value, str) else None
 
 
+def _label(value: object) -> str | None:
+  if isinstance(value, bool) or not isinstance(value, (int, str)):
+    return None
+  return storable(str(value))
+
+
 def _texts(value: object, depth: int = 0) -> list[str] | None:
   if isinstance(value, str):
     return [storable(value)]
@@ -350,6 +363,7 @@ _CONVERSIONS = {
   Kind.NUMBER: _number,
   Kind.INTEGER: _integer,
   Kind.TEXT: _text,
+  Kind.LABEL: _label,
   Kind.TEXTS: _texts,
   Kind.PRICE: _price,
   Kind.FLAG: lambda value: value if isinstance(value, bool) else None,

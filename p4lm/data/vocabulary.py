@@ -25,6 +25,9 @@ EXTRA_IDS = 100
 PAD_ID = 0
 EOS_ID = 1
 UNK_ID = 2
+# Padding, end of sequence, begin of sequence, unknown.
+_GEMMA_IDS = (0, 1, 2, 3)
+_PLACEHOLDER, _GEMMA_PLACEHOLDER = '<extra_id_0>', '<unused0>'
 
 # Any ASCII text can be encoded even if the corpus lacks some character.
 _REQUIRED_CHARACTERS = ''.join(chr(c) for c in range(33, 127))
@@ -36,30 +39,45 @@ _MAX_SENTENCE_BYTES = 1 << 16
 class Vocabulary:
   """Ids and texts of one SentencePiece model file.
 
-  Ids 0, 1, 2 are padding, end of sequence and unknown. The ids
-  `size - 1 - k` (k = 0..99) are the sentinels `<extra_id_k>`, written in text
-  at the start of a word; `<extra_id_0>` marks where a soft token enters.
+  In a file like T5's, ids 0, 1, 2 are padding, end of sequence and unknown.
+  The ids `size - 1 - k` (k = 0..99) are the sentinels `<extra_id_k>`, written
+  in text at the start of a word; `<extra_id_0>` marks where a soft token
+  enters. In a file like Gemma's, 2 begins a text, 3 is unknown, and the piece
+  `<unused0>` of the file itself is what `<extra_id_0>` means.
 
   Attributes:
     path: the model file.
     size: number of ids, sentinels included.
-    soft_token_id: id of `<extra_id_0>`, the last one.
-    sha256: hash of the model file, for manifests and checkpoints.
+    unk_id: unknown.
+    bos_id: begins a prompt, or None.
+    soft_token_id: id of `<extra_id_0>`; None where the file has no room for it.
+    contents: of the model file.
+    sha256: its hash, for manifests and checkpoints.
   """
 
   pad_id = PAD_ID
   eos_id = EOS_ID
-  unk_id = UNK_ID
+  file_name = 'vocabulary.model'
 
   def __init__(self, model: bytes, path: str | os.PathLike[str]):
     """Wraps a serialized model; most callers want `Vocabulary.load`."""
     self.path = pathlib.Path(path)
+    self.contents = model
     self.sha256 = hashlib.sha256(model).hexdigest()
     _check_whole(model, self.path)
     self._processor = _load_processor(model + _sentinel_pieces(), self.path)
-    _check_special_ids(self._processor, self.path)
+    self.unk_id, self.bos_id, self._placeholder = UNK_ID, None, _PLACEHOLDER
+    if _special_ids(self._processor) == _GEMMA_IDS:
+      self._processor = _load_processor(model, self.path)
+      self.bos_id, self.unk_id = _GEMMA_IDS[2:]
+      self._placeholder = _GEMMA_PLACEHOLDER
+    else:
+      _check_special_ids(self._processor, self.path)
     self.size = self._processor.get_piece_size()
-    self.soft_token_id = self.size - 1
+    soft = self._processor.piece_to_id(self._placeholder)
+    if self.bos_id is None:
+      soft = self.size - 1
+    self.soft_token_id = None if soft == self.unk_id else soft
 
   @classmethod
   def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
@@ -67,7 +85,7 @@ class Vocabulary:
 
     Raises:
       UserError: the file is missing, is no SentencePiece model, or reserves
-        other ids than 0, 1, 2 for padding, end of sequence and unknown.
+        other ids than T5's or Gemma's.
     """
     path = pathlib.Path(path)
     try:
@@ -143,11 +161,18 @@ class Vocabulary:
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text, without an end-of-sequence id."""
-    return self._processor.encode(text, out_type=int)
+    return self._processor.encode(self._written(text), out_type=int)
+
+  def encode_prompt(self, text: str) -> list[int]:
+    """`encode`, behind the id that begins a text where there is one."""
+    first = [] if self.bos_id is None else [self.bos_id]
+    return first + self.encode(text)
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """`encode` of each text."""
-    return self._processor.encode(list(texts), out_type=int)
+    return self._processor.encode(
+      [self._written(text) for text in texts], out_type=int
+    )
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of ids up to the first end of sequence, padding dropped.
@@ -161,14 +186,17 @@ class Vocabulary:
     """`decode` of each row."""
     return [self.decode(row) for row in rows]
 
+  def _written(self, text: str) -> str:
+    return text.replace(_PLACEHOLDER, self._placeholder)
+
   def _readable(self, ids: Iterable[int]) -> list[int]:
     kept = []
     for token in ids:
       token = int(token)
       if token == EOS_ID:
         break
-      if token != PAD_ID:
-        kept.append(token if 0 <= token < self.size else UNK_ID)
+      if token not in (PAD_ID, self.bos_id):
+        kept.append(token if 0 <= token < self.size else self.unk_id)
     return kept
 
 
@@ -228,13 +256,24 @@ def _load_processor(
 def _check_special_ids(
   processor: sentencepiece.SentencePieceProcessor, path: pathlib.Path
 ) -> None:
-  found = (processor.pad_id(), processor.eos_id(), processor.unk_id())
-  if found != (PAD_ID, EOS_ID, UNK_ID):
+  pad, eos, _, unk = _special_ids(processor)
+  if (pad, eos, unk) != (PAD_ID, EOS_ID, UNK_ID):
     raise UserError(
-      f'{path} has (pad, eos, unk) ids {found}; p4lm needs '
+      f'{path} has (pad, eos, unk) ids {(pad, eos, unk)}; p4lm needs '
       f'{(PAD_ID, EOS_ID, UNK_ID)}, as in T5. Train the model with '
       '--pad_id=0 --eos_id=1 --unk_id=2.'
     )
+
+
+def _special_ids(
+  processor: sentencepiece.SentencePieceProcessor,
+) -> tuple[int, int, int, int]:
+  return (
+    processor.pad_id(),
+    processor.eos_id(),
+    processor.bos_id(),
+    processor.unk_id(),
+  )
 
 
 def _sentinel_pieces() -> bytes:

@@ -38,6 +38,22 @@ def training_texts(made: Mapping[str, pa.Table]) -> Iterator[str]:
     yield f'relevant: {prompts.clean_text(text)}'
 
 
-def _train_texts(table: pa.Table, name: str) -> list[str]:
+def judged_texts(table: pa.Table) -> Iterator[str]:
+  """Training texts of an `entailment` or a `pairs` table, likewise."""
+  if 'premise' in table.column_names:
+    premises = dict.fromkeys(_train_texts(table, 'premise', None))
+    for premise in premises:
+      yield prompts.nli_prompt(premise).text
+    yield from _train_texts(table, 'hypothesis', None)
+    return
+  appeal = prompts.appeal_prompt().text
+  sides = [_train_texts(table, name, None) for name in ('chosen', 'rejected')]
+  for text in dict.fromkeys(sides[0] + sides[1]):
+    yield f'{appeal} {prompts.clean_text(text)}'
+
+
+def _train_texts(
+  table: pa.Table, name: str, limit: int | None = _MAX_LINES
+) -> list[str]:
   train = table.filter(pc.equal(table['split'], 'train'))
-  return train[name].slice(0, _MAX_LINES).to_pylist()
+  return train[name].slice(0, limit).to_pylist()

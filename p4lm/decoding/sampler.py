@@ -14,10 +14,14 @@ from p4lm.decoding.behavior import (
   draw,
   largest,
 )
+from p4lm.models.language_model import EncodedPrompts
 from p4lm.models.recommender import Recommender
-from p4lm.models.t5 import PAD_ID, Encoded
 from p4lm.ops.masks import response_mask_of
 from p4lm.typing import Array, Float, Int, Key, PyTree
+
+# What rows hold behind their EOS, and what a decoder that wants a first token
+# begins with.
+PAD_ID = 0
 
 __all__ = ['SampledResponses', 'SamplerConfig', 'sample', 'sample_encoded']
 
@@ -85,14 +89,14 @@ def merge_model(model_graphdef: nnx.GraphDef, params: PyTree) -> Recommender:
 
 def sample_encoded(
   model: Recommender,
-  encoded: Encoded,
+  encoded: EncodedPrompts,
   key: Key[Array, ''],
   config: SamplerConfig,
   eos_id: int,
 ) -> SampledResponses:
   """As `sample`, from encoded prompts; for use under jit."""
   length = config.max_length
-  rows = encoded.hidden.shape[0] * config.num_samples
+  rows = encoded.mask.shape[0] * config.num_samples
   uniforms = _uniforms(key, rows, length)
   cache = model.start_cache(encoded, length, config.num_samples)
 

@@ -53,7 +53,7 @@ def means_chart(table: TableOne) -> str:
   for axis, criterion in zip(axes, criteria):
     for place, system in enumerate(systems):
       mean = table.row(system, criterion).mean
-      color = GREY if system == table.baseline else PALETTE[place - 1]
+      color = GREY if system == table.baseline else _color(place - 1)
       error = mean.standard_error if math.isfinite(mean.standard_error) else 0
       axis.errorbar(
         mean.mean, place, xerr=error, fmt='o', color=color, markersize=6,
@@ -132,7 +132,7 @@ def learning_chart(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> str:
       axis.plot(
         [step for step, _ in points],
         [value for _, value in points],
-        color=PALETTE[place % len(PALETTE)],
+        color=_color(place),
         linewidth=1.4,
         marker='o' if len(points) == 1 else None,
         label=name.removeprefix('reward/').removesuffix('/mean'),
@@ -151,6 +151,103 @@ def learning_chart(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         handlelength=1.0,
         columnspacing=1.0,
       )
+  return _svg(figure)
+
+
+def distance_chart(windows: Sequence) -> str:
+  """The learned reward and each unseen score along sqrt(KL), a panel each.
+
+  Args:
+    windows: of `over_optimisation.windows`.
+  """
+  series = {'learned reward': [window.reward for window in windows]}
+  for score in windows[0].unseen:
+    series[score] = [window.unseen[score] for window in windows]
+  figure, axes = _figure(min(12.0, 2.9 * len(series)), 2.6, columns=len(series))
+  distances = [window.distance for window in windows]
+  for place, (axis, (name, values)) in enumerate(zip(axes, series.items())):
+    axis.errorbar(
+      distances, [mean for mean, _ in values],
+      yerr=[error for _, error in values], fmt='o-', markersize=4,
+      linewidth=1.2, color=PALETTE[0] if place == 0 else PALETTE[1],
+    )  # fmt: skip
+    _title(axis, name)
+    axis.set_xlabel('sqrt(KL)')
+    axis.grid(color=RULE, linewidth=0.6)
+  return _svg(figure)
+
+
+def front_chart(systems: Sequence[str], points, on_front, names) -> str:
+  """Systems in the plane of two scores, the Pareto front drawn through.
+
+  Args:
+    systems: N names.
+    points: float [N, 2].
+    on_front: bool [N].
+    names: of the two scores.
+  """
+  figure, (axis,) = _figure(6.4, 4.2)
+  best = sorted(tuple(point) for point, on in zip(points, on_front) if on)
+  axis.plot(*zip(*best), color=RULE, linewidth=1.4, zorder=0)
+  for system, point, on in zip(systems, points, on_front):
+    axis.plot(*point, 'o', color=UP if on else GREY, markersize=6)
+    axis.annotate(
+      system, point, xytext=(6, 4), textcoords='offset points', fontsize=8.5
+    )
+  axis.set(xlabel=names[0], ylabel=names[1])
+  axis.grid(color=RULE, linewidth=0.6)
+  axis.set_axisbelow(True)
+  axis.margins(0.15)
+  return _svg(figure)
+
+
+def reliability_chart(curves: Mapping[str, Mapping[str, Sequence]]) -> str:
+  """Reliability diagrams, and below each how many examples a bin has.
+
+  Args:
+    curves: {heading: {'probabilities', 'frequencies', 'counts'}} of the bins.
+  """
+  columns = len(curves)
+  figure, axes = _figure(
+    3.6 * columns, 4.2, columns=columns, rows=2, height_ratios=(3, 1)
+  )
+  for place, (heading, bins) in enumerate(curves.items()):
+    above, below = axes[place], axes[columns + place]
+    above.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle='--')
+    above.plot(
+      bins['probabilities'], bins['frequencies'], 'o-', color=PALETTE[0],
+      markersize=4, linewidth=1.2,
+    )  # fmt: skip
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel='frequency')
+    _title(above, heading)
+    below.bar(bins['probabilities'], bins['counts'], width=0.03, color=GREY)
+    below.set(xlim=(0, 1), xlabel='stated probability', ylabel='examples')
+    for axis in (above, below):
+      axis.grid(color=RULE, linewidth=0.6)
+      axis.set_axisbelow(True)
+  return _svg(figure)
+
+
+def choices_chart(curves: Mapping[str, Sequence[float]], worth: str) -> str:
+  """What the best of n texts is worth, by who chooses.
+
+  Args:
+    curves: 'n', and the worth for each chooser by name.
+    worth: what is on the vertical axis.
+  """
+  figure, (axis,) = _figure(5.2, 3.2)
+  for place, (name, values) in enumerate(curves.items()):
+    if name != 'n':
+      axis.plot(
+        curves['n'], values, 'o-', color=_color(place - 1), markersize=4,
+        linewidth=1.4, label=name,
+      )  # fmt: skip
+  axis.set_xscale('log', base=2)
+  axis.set_xticks(curves['n'], [str(n) for n in curves['n']])
+  axis.minorticks_off()
+  axis.set(xlabel='texts to choose from', ylabel=worth)
+  axis.grid(color=RULE, linewidth=0.6)
+  axis.legend(frameon=False, fontsize=9)
   return _svg(figure)
 
 
@@ -192,6 +289,11 @@ def read_metrics(path) -> dict[str, list[tuple[int, float]]]:
   return series
 
 
+def _color(place: int) -> str:
+  """Colours repeat once all are used."""
+  return PALETTE[place % len(PALETTE)]
+
+
 def _title(axis, text: str) -> None:
   axis.set_title(text, loc='left', fontsize=10, fontweight='bold')
 
@@ -226,14 +328,18 @@ def _thin(points):
   ]
 
 
-def _figure(width, height, *, columns=1, rows=1, sharey=False):
+def _figure(
+  width, height, *, columns=1, rows=1, sharey=False, height_ratios=None
+):
   # Figure rather than pyplot: no global state and no display.
   from matplotlib import rc_context
   from matplotlib.figure import Figure
 
   with rc_context(_STYLE):
     figure = Figure(figsize=(width, height), layout='constrained')
-    axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False)
+    axes = figure.subplots(
+      rows, columns, sharey=sharey, squeeze=False, height_ratios=height_ratios
+    )
   return figure, list(axes.ravel())
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from p4lm.evaluation import charts, page, text_tables
+from p4lm.evaluation.report_samples import Sample, sample_html
+from p4lm.evaluation.sections import Section
 from p4lm.evaluation.table_one import (
   Contrast,
   TableOne,
@@ -41,33 +42,6 @@ MATCH = (
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleText:
-  """What one system wrote for a pair, and its scores by name."""
-
-  text: str
-  scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """One pair with the texts of all systems.
-
-  Attributes:
-    user_id, item_id, title: the pair.
-    preferences: the user's bullets.
-    plot: the item's plot.
-    texts: {system: SampleText}.
-  """
-
-  user_id: str
-  item_id: str
-  title: str
-  preferences: Sequence[str]
-  plot: str
-  texts: Mapping[str, SampleText]
-
-
-@dataclasses.dataclass(frozen=True)
 class Report:
   """All that a report shows; what is empty is left out.
 
@@ -82,6 +56,7 @@ class Report:
     texts: {system: TextStatistics}.
     runs: {run: path of its metrics.jsonl}, for the learning curves.
     samples: pairs with every system's text.
+    sections: further parts, after the contrasts.
     notes: findings and warnings, one sentence each.
   """
 
@@ -97,6 +72,7 @@ class Report:
   texts: Mapping[str, TextStatistics] = dataclasses.field(default_factory=dict)
   runs: Mapping[str, object] = dataclasses.field(default_factory=dict)
   samples: Sequence[Sample] = ()
+  sections: Sequence[Section] = ()
   notes: Sequence[str] = ()
 
   def as_dict(self) -> dict:
@@ -109,6 +85,7 @@ class Report:
       'contrasts': [contrast.as_dict() for contrast in self.contrasts],
       'user_match': {s: m.as_dict() for s, m in self.user_matches.items()},
       'texts': {s: t.as_dict() for s, t in self.texts.items()},
+      **{section.name: dict(section.figures) for section in self.sections},
       'notes': list(self.notes),
     }
 
@@ -122,6 +99,8 @@ class Report:
     if self.contrasts:
       cells = contrast_cells(self.contrasts)
       parts += ['## Contrasts', text_tables.markdown(*cells)]
+    for section in self.sections:
+      parts += section.to_markdown()
     if self.user_matches:
       cells = match_cells(self.user_matches)
       parts += ['## Matched versus shuffled user']
@@ -141,6 +120,7 @@ class Report:
       parts += ['Gold scores', self.gold.to_text()]
     if self.contrasts:
       parts += ['Contrasts', text_tables.plain(*contrast_cells(self.contrasts))]
+    parts += [section.to_text() for section in self.sections]
     if self.user_matches:
       cells = match_cells(self.user_matches)
       parts += ['Matched versus shuffled user', text_tables.plain(*cells)]
@@ -203,10 +183,11 @@ def to_html(report: Report) -> str:
       ('table', 'Table 1', table),
       ('gold', 'Gold scores', gold),
       ('contrasts', 'Contrasts', _contrasts_html(report.contrasts)),
+      *((s.name, s.title, s.to_html()) for s in report.sections),
       ('match', 'Matched versus shuffled user', _match_html(report)),
       ('texts', 'Texts', _texts_html(report.texts)),
       ('curves', 'Learning curves', _curves_html(report.runs)),
-      ('samples', 'Samples', ''.join(map(_sample_html, report.samples))),
+      ('samples', 'Samples', ''.join(map(sample_html, report.samples))),
     ],
   )
 
@@ -363,31 +344,6 @@ def _curves_html(runs: Mapping[str, object]) -> str:
       parts.append(f'<h3>{page.escape(name)}</h3>')
       parts.append(page.figure(chart, f'Learning curves of {name}'))
   return ''.join(parts)
-
-
-def _sample_html(sample: Sample) -> str:
-  bullets = ''.join(f'<li>{page.escape(b)}</li>' for b in sample.preferences)
-  texts = ''.join(
-    f'<div><span class="label">{page.escape(system)}</span>'
-    f'{page.paragraph(written.text or "(empty)")}{_chips(written.scores)}</div>'
-    for system, written in sample.texts.items()
-  )
-  return (
-    f'<article><h3>{page.escape(sample.title)}</h3>'
-    '<div class="about"><div><span class="label">User '
-    f'{page.escape(sample.user_id)}</span><ul>{bullets}</ul></div>'
-    '<div><span class="label">Plot</span>'
-    f'{page.paragraph(sample.plot)}</div></div>'
-    f'<div class="texts">{texts}</div></article>'
-  )
-
-
-def _chips(scores: Mapping[str, float]) -> str:
-  return ''.join(
-    f'<span class="chip">{page.escape(name)} '
-    f'{f"{value:.2f}" if math.isfinite(value) else "–"}</span>'
-    for name, value in scores.items()
-  )
 
 
 def _replace(path: Path, text: str) -> None:

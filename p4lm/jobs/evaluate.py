@@ -25,18 +25,21 @@ from p4lm import output_directory
 from p4lm.data import tables
 from p4lm.data.catalogue import Catalogue
 from p4lm.data.world.gold import GoldScorer
-from p4lm.decoding.sampler import SamplerConfig
 from p4lm.errors import UserError
 from p4lm.evaluation import table_one
-from p4lm.evaluation.report import Report, Sample, SampleText, write_report
+from p4lm.evaluation.report import Report, write_report
+from p4lm.evaluation.report_samples import Sample, SampleText
+from p4lm.evaluation.score_tables import ScoreTable
+from p4lm.evaluation.sections import Section
 from p4lm.evaluation.text import text_statistics
 from p4lm.evaluation.user_match import HeldOutJudge, UserMatch, user_match
 from p4lm.partitioning.mesh import make_mesh
-from p4lm.rewards.terms import RewardRequest, evaluate_term
-from p4lm.runs.generations import Generations
-from p4lm.runs.model_directory import load_model
+from p4lm.rewards.terms import RewardRequest, RewardTerm, evaluate_term
+from p4lm.runs.policy_curves import policy_sections
+from p4lm.runs.pooled_evaluation import comparing_sections, pooled_report
 from p4lm.runs.ranking_report import RankingConfig, ranking_report
 from p4lm.runs.reward_terms import load_reward_terms
+from p4lm.runs.system_texts import SHUFFLED, system_texts
 from p4lm.training.metric_writers import MetricWriter
 
 # The paper's criteria and the reward kinds that measure them.
@@ -47,7 +50,6 @@ CRITERIA = {
   'relevance': 'relevance',
 }
 BASELINE = 'Text-only writer'
-SHUFFLED = ' (shuffled users)'
 _SHOWN_SAMPLES = 12
 _NO_MATCH = (
   'No matched-versus-shuffled-user test: users have too few held-out ratings '
@@ -67,6 +69,7 @@ class _Judged:
     texts: of every system, shuffled users included, one a pair.
     scores: {judge: {system: {criterion: float [M]}}}.
     matches: the matched-versus-shuffled-user test of every shown system.
+    sections: further parts of the report.
   """
 
   pairs: Sequence[dict]
@@ -74,16 +77,18 @@ class _Judged:
   texts: Texts
   scores: Mapping[str, table_one.Scores]
   matches: Mapping[str, UserMatch]
+  sections: Sequence[Section]
 
 
 def evaluate(
   *,
-  data_dir: str,
   output_dir: str,
+  data_dir: str | None = None,
   systems: Mapping[str, str] | None = None,
   judges: Mapping[str, str] | None = None,
   rankers: Mapping[str, str] | None = None,
   ranking: RankingConfig | None = None,
+  evaluations: Mapping[str, str] | None = None,
   runs: Mapping[str, str] | None = None,
   contrasts: Sequence[tuple[str, str]] = (),
   num_pairs: int | None = None,
@@ -95,16 +100,20 @@ def evaluate(
   """Generates, judges, compares; writes results.json, .md, .txt and a report.
 
   Either `systems` (with `judges`) are compared by their texts, or `rankers` by
-  their lists.
+  their lists, or finished `evaluations` of the same systems become one.
 
   Args:
-    data_dir: tables of `make_data`; for texts, with `evaluation_pairs`.
-    output_dir: gets the results, `generations/` and `report/index.html`.
+    output_dir: gets the results, `generations/`, `scores.parquet` (every score
+      of every pair) and `report/index.html`.
+    data_dir: tables of `make_data`; for texts, with `evaluation_pairs`; not
+      needed for `evaluations`.
     systems: {name: directory of train_lm or train_rl}.
     judges: {kind: directory of train_reward}, trained apart from RL's.
     rankers: {name: directory of fit_cf}.
     ranking: how rankers are judged.
-    runs: {name: training directory} whose curves the report shows.
+    evaluations: {name: directory of evaluate}, such as one a seed.
+    runs: {name: training directory} whose curves the report shows; of policies
+      also what their responses were worth by scores that they never saw.
     contrasts: (first, second) systems to compare in pairs; a name with
       ' (shuffled users)' is that system reading another user's vector. For
       rankers none means the first one against every other row.
@@ -119,21 +128,23 @@ def evaluate(
       contrast that names no system, rankers of other ratings, or nothing to
       compare.
   """
-  if bool(systems) == bool(rankers) or (rankers and judges):
-    raise UserError(
-      'evaluate compares either SYSTEMS {name: directory} by JUDGES, or '
-      'RANKERS {name: directory of fit_cf}; give one of the two, each with an '
-      'OUTPUT_DIR of its own'
-    )
+  _check_one_task(systems, rankers, evaluations, judges, data_dir)
   directory = output_directory.claim(output_dir)
   if rankers:
     config = ranking or RankingConfig()
     _rank(directory, data_dir, rankers, config, contrasts, seed)
     return
+  if evaluations:
+    report = pooled_report(
+      evaluations, baseline=BASELINE, shuffled=SHUFFLED, contrasts=contrasts,
+      seed=seed,
+    )  # fmt: skip
+    _publish(report, directory)
+    return
   catalogue = Catalogue.load(data_dir)
   every_pair = _pairs(data_dir)
   every_text = {BASELINE: [pair['writer_text'] for pair in every_pair]}
-  every_text |= _generate(
+  every_text |= system_texts(
     systems,
     every_pair,
     catalogue,
@@ -149,18 +160,43 @@ def evaluate(
   pairs = every_pair[:num_pairs]
   texts = {name: written[:num_pairs] for name, written in every_text.items()}
   subjects = [_subject(pair, catalogue) for pair in pairs]
-  scores = {
-    'learned': _learned_scores(judges or {}, subjects, texts, batch_size)
-  }
+  terms = load_reward_terms(judges or {}, batch_size=batch_size)
+  scores = {'learned': _learned_scores(terms, subjects, texts)}
   if (Path(data_dir) / 'truth.npz').exists():
     scores['gold'] = _gold_scores(data_dir, subjects, texts)
+  ScoreTable(
+    [pair['user_id'] for pair in pairs],
+    [pair['item_id'] for pair in pairs],
+    scores,
+  ).save(directory)
 
-  judged = _Judged(pairs, subjects, texts, scores, matches)
+  sections = policy_sections(runs or {}, data_dir, catalogue, terms)
+  sections += comparing_sections(scores, shown)
+  judged = _Judged(pairs, subjects, texts, scores, matches, sections)
   report = _report(judged, shown, contrasts, data_dir, seed, runs)
+  _publish(report, directory)
+
+
+def _publish(report: Report, directory: Path) -> None:
+  """Writes a report and shows it."""
   index = write_report(report, directory)
   _write_text(directory / 'results.txt', report.to_text() + '\n')
   print(report.to_text())
   print(f'\nReport: {index}')
+
+
+def _check_one_task(systems, rankers, evaluations, judges, data_dir) -> None:
+  if sum(map(bool, (systems, rankers, evaluations))) != 1 or (
+    judges and not systems
+  ):
+    raise UserError(
+      'evaluate compares either SYSTEMS {name: directory} by JUDGES, or '
+      'RANKERS {name: directory of fit_cf}, or puts EVALUATIONS {name: '
+      'directory of evaluate} together; give one of the three, each with an '
+      'OUTPUT_DIR of its own'
+    )
+  if data_dir is None and not evaluations:
+    raise UserError('evaluate needs DATA_DIR, the tables of make_data')
 
 
 def _rank(directory, data_dir, rankers, config, contrasts, seed) -> None:
@@ -195,53 +231,9 @@ def _subject(pair: dict, catalogue: Catalogue) -> RewardRequest:
   )
 
 
-def _generate(
-  systems, pairs, catalogue, directory, temperature, greedy, batch_size, seed
-) -> dict[str, list[str]]:
-  """{system: texts}, and for each system its texts for other users."""
-  users = [pair['user_id'] for pair in pairs]
-  items = [pair['item_id'] for pair in pairs]
-  others = other_users(users, seed)
-  texts = {}
-  for place, (name, source) in enumerate(systems.items()):
-    model = load_model(source, kind='recommender')
-    sampler = SamplerConfig(
-      max_length=model.card.response_length,
-      temperature=temperature,
-      greedy=greedy,
-    )
-    generations = Generations(
-      directory / 'generations', model, catalogue, sampler, batch_size
-    )
-    key = jax.random.fold_in(jax.random.key(seed), place)
-    texts[name] = generations.texts(name, users, items, key)
-    # The same key: the two differ by the user alone.
-    texts[name + SHUFFLED] = generations.texts(
-      name + SHUFFLED, others, items, key
-    )
-  return texts
-
-
-def other_users(users: Sequence[str], seed: int) -> list[str]:
-  """Another user for each pair: the users in a random order, moved by one.
-
-  Where that gives a pair its own user (users may have several pairs) the next
-  different one is taken.
-  """
-  distinct = sorted(set(users))
-  if len(distinct) < 2:
-    raise UserError('evaluation pairs of a single user cannot be shuffled')
-  order = np.random.default_rng(seed).permutation(len(distinct))
-  following = {
-    distinct[order[place]]: distinct[order[(place + 1) % len(order)]]
-    for place in range(len(order))
-  }
-  return [following[user] for user in users]
-
-
-def _learned_scores(judges, subjects, texts: Texts, batch_size: int):
+def _learned_scores(judges: Sequence[RewardTerm], subjects, texts: Texts):
   """{system: {criterion: float [M]}}; NaN where a judge has no answer."""
-  terms = {t.name: t for t in load_reward_terms(judges, batch_size=batch_size)}
+  terms = {term.name: term for term in judges}
   missing = sorted(set(CRITERIA.values()) - set(terms))
   if missing:
     raise UserError(f'JUDGES lack {", ".join(missing)}')
@@ -304,6 +296,7 @@ def _report(judged: _Judged, shown, contrasts, data_dir, seed, runs) -> Report:
       for name, source in (runs or {}).items()
     },
     samples=_samples(judged, shown),
+    sections=judged.sections,
     notes=() if judged.matches else (_NO_MATCH,),
   )
 

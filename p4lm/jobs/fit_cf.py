@@ -14,6 +14,7 @@ import numpy as np
 
 from p4lm import output_directory
 from p4lm.cf.factorization import Factorization, FactorizationConfig
+from p4lm.cf.solvers import Solver
 from p4lm.cf.tables import CFTables
 from p4lm.data.atomic import write_json
 from p4lm.errors import UserError
@@ -51,6 +52,7 @@ def fit_cf(
   confidence: str = 'constant',
   confidence_scale: float = 1.0,
   bias_regularization: float = 5.0,
+  solver: Solver | None = None,
   two_tower: TwoTowerConfig | None = None,
   sampling: SampledSoftmaxConfig | None = None,
   training: FitConfig | None = None,
@@ -92,6 +94,8 @@ def fit_cf(
       'log'.
     confidence_scale: wals: scale of the latter two.
     bias_regularization: wals: ratings at the mean that each bias starts from.
+    solver: wals: 'cholesky' solves each row exactly; 'cg' and 'block' take
+      cheaper steps, which pays from some 256 factors on.
     two_tower: two_tower: shape of the towers.
     sampling: two_tower: batches, negatives and weights.
     training: two_tower: optimizer, steps, seed and mesh; Adagrad by default.
@@ -106,6 +110,7 @@ def fit_cf(
       regularization=regularization, exponent=exponent, confidence=confidence,
       confidence_scale=confidence_scale,
       bias_regularization=bias_regularization, seed=seed,
+      solver=solver or Solver(),
     )  # fmt: skip
     chosen = Wals(config, positive_rating, half_life_days)
   elif method == 'two_tower':

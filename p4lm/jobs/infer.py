@@ -51,6 +51,7 @@ def infer(
   top_p: float = 1.0,
   greedy: bool = False,
   num_samples: int = 1,
+  prompt_length: int | None = None,
   response_length: int | None = None,
   batch_size: int = 64,
   seed: int = 0,
@@ -68,7 +69,8 @@ def infer(
     task: the prompts' task; the checkpoint's by default.
     temperature, top_k, top_p, greedy: of sampling.
     num_samples: responses a prompt.
-    response_length: L in tokens; the checkpoint's by default.
+    prompt_length, response_length: P and L in tokens; the checkpoint's by
+      default.
     batch_size: requests at a time.
     seed: of sampling; an answer depends on it and on the request's place.
   Raises:
@@ -97,8 +99,9 @@ def infer(
       params=model.params,
       vocabulary=model.vocabulary,
       cf_lookup=model.cf_lookup,
-      prompt_length=model.card.prompt_length,
+      prompt_length=prompt_length or model.card.prompt_length,
       batch_size=batch_size,
+      pad_id=model.config.lm.pad_id,
     )
     prompts = _Prompts(model, catalogue, task)
     if mode == 'generate':
@@ -141,16 +144,18 @@ class _Prompts:
     soft = self._model.vocabulary.soft_token_id
     if 'prompt_tokens' in request:
       tokens = tuple(int(t) for t in request['prompt_tokens'])
-      if not tokens or max(tokens) >= self._model.config.lm.vocab_size:
-        raise UserError('prompt_tokens are empty or beyond the vocabulary')
+      _check_ids('prompt_tokens', tokens, self._model)
       count = sum(token == soft for token in tokens)
       return WritingRequest(
         Prompt('', self._kinds(count)), **ids, prompt_tokens=tokens
       )
     if 'prompt' in request:
       count = request['prompt'].count(SOFT)
+      tokens = self._model.vocabulary.encode_prompt(request['prompt'])
       return WritingRequest(
-        Prompt(request['prompt'], self._kinds(count)), **ids
+        Prompt(request['prompt'], self._kinds(count)),
+        **ids,
+        prompt_tokens=tuple(tokens),
       )
     if self._catalogue is None:
       raise UserError('a request by user and item_id needs DATA_DIR')
@@ -284,14 +289,19 @@ def _response_tokens(request: dict, model: LoadedModel, length: int):
     tokens.append(model.vocabulary.eos_id)
   else:
     raise UserError('score needs a response or response_tokens')
-  if not tokens or max(tokens) >= model.config.lm.vocab_size:
-    raise UserError('response_tokens are empty or beyond the vocabulary')
+  _check_ids('response_tokens', tokens, model)
   if len(tokens) > length:
     raise UserError(
       f'the response has {len(tokens)} tokens, more than RESPONSE_LENGTH '
       f'{length}'
     )
   return tokens
+
+
+def _check_ids(name: str, tokens, model: LoadedModel) -> None:
+  size = model.config.lm.vocab_size
+  if not tokens or min(tokens) < 0 or max(tokens) >= size:
+    raise UserError(f'{name} are empty or outside of the {size} ids')
 
 
 def _reward_answers(rewards, catalogue, batch_size: int) -> Answer:

@@ -13,22 +13,29 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from p4lm.data import datasets, movielens, splits, tables
-from p4lm.data.atomic import atomic_directory, check_target
+from p4lm.data.atomic import atomic_directory
 from p4lm.data.rating_data import RatingData
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.data.vocabulary_corpus import training_texts
 from p4lm.errors import UserError
+from p4lm.runs import judgement_data
+from p4lm.runs.data_directory import (
+  FORMAT,
+  VOCABULARY_FILE,
+  Steps,
+  already_made,
+  megabytes,
+)
 from p4lm.writers.template import TemplateConfig, TemplateWriter
 
 if TYPE_CHECKING:
   from p4lm.data.world import WorldConfig
 
-FORMAT = 1
-VOCABULARY_FILE = 'vocabulary.model'
 RAW = 'raw'
 # The world has some 700 words; a release has tens of thousands.
 _WORLD_VOCABULARY_SIZE, _VOCABULARY_SIZE = 2048, 8192
 
+_WORLD_FILES = (RAW, 'truth.npz', 'lexicon.json')
 _TEXT_TABLES = ('texts', 'pairs', 'relevance', 'rl_prompts')
 
 
@@ -50,6 +57,7 @@ def make_data(
   keep_unknown_items: bool = False,
   world: WorldConfig | None = None,
   writer: TemplateConfig | None = None,
+  judgements: judgement_data.JudgementConfig | None = None,
 ) -> dict:
   """Makes the data directory that every other job reads.
 
@@ -60,8 +68,10 @@ def make_data(
     output_dir: directory to make.
     dataset: 'world' (synthetic, embedded), 'movielens', the name of a release
       such as 'ml-25m', which picks it out of several in data_dir,
-      'amazon-2018', 'amazon-2023' or 'regen'.
-    data_dir: directory or zip archive of the data set; None for the world.
+      'amazon-2018', 'amazon-2023' or 'regen'; or 'nli' or 'preferences', which
+      have no ratings: judged texts to train a reward model on.
+    data_dir: directory or zip archive of the data set; None for the world. For
+      judged texts, a file of JSON lines or a directory of them.
     plots_file: JSON lines with `movieId` and `overview`; None takes
       `plots.jsonl` or `overviews.jsonl` beside the release.
     vocabulary: a SentencePiece model to use; None trains one on the texts.
@@ -79,12 +89,25 @@ def make_data(
       which are dropped and counted otherwise.
     world: size and noise of the world; its seed is `seed`.
     writer: sizes and manner of the texts about a release.
+    judgements: columns and labels of judged texts.
   Returns:
     The manifest.
   Raises:
     UserError: bad input, or output_dir holds something else.
   """
   started = time.monotonic()
+  if dataset in judgement_data.DATASETS:
+    return judgement_data.make_judgement_data(
+      dataset,
+      data_dir,
+      output_dir,
+      judgements or judgement_data.JudgementConfig(),
+      vocabulary=vocabulary,
+      vocabulary_size=vocabulary_size or _VOCABULARY_SIZE,
+      test_share=test_share,
+      validation_share=validation_share,
+      seed=seed,
+    )
   kind = datasets.kind_of(dataset, data_dir)
   _check_rule(split_rule, write_texts)
   release = datasets.find(
@@ -114,12 +137,12 @@ def make_data(
   }
   if keep_unknown_items:
     parameters['keep_unknown_items'] = True
-  manifest = _already_made(output_dir, parameters)
+  manifest = already_made(output_dir, parameters, _WORLD_FILES)
   if manifest is not None:
     print(f'{output_dir}: already made, nothing to do')
     return manifest
   with atomic_directory(output_dir) as staging:
-    steps = _Steps()
+    steps = Steps()
     data, source = _read(
       staging, release, plots_file, config, parameters, steps
     )
@@ -129,9 +152,7 @@ def make_data(
     manifest = tables.save_manifest(
       staging, _manifest(made, data.dropped, parameters)
     )
-    steps.done(
-      'save', f'{_megabytes(manifest)}, {len(manifest["files"])} files'
-    )
+    steps.done('save', f'{megabytes(manifest)}, {len(manifest["files"])} files')
   _report(output_dir, manifest, time.monotonic() - started)
   return manifest
 
@@ -183,49 +204,6 @@ def _json_of(config) -> dict:
     name: list(value) if isinstance(value, tuple) else value
     for name, value in dataclasses.asdict(config).items()
   }
-
-
-def _already_made(output_dir, parameters: Mapping) -> dict | None:
-  """The manifest of a directory made from the same parameters, or None."""
-  directory = Path(output_dir)
-  if not (directory / tables.MANIFEST).exists():
-    names = [f'{name}.parquet' for name in tables.SCHEMAS]
-    known = (VOCABULARY_FILE, RAW, 'truth.npz', 'lexicon.json')
-    check_target(directory, [*names, *known])
-    return None
-  manifest = tables.read_manifest(directory)
-  old, new = _flat(manifest.get('parameters', {})), _flat(parameters)
-  changed = [
-    f'{name}: {old.get(name)!r} there, {new.get(name)!r} now'
-    for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name)
-  ]
-  if manifest.get('format') != FORMAT:
-    changed.insert(0, f'format: {manifest.get("format")} there, {FORMAT} now')
-  if changed:
-    raise UserError(
-      f'OUTPUT_DIR {output_dir} holds another data set '
-      f'({"; ".join(changed[:3])}); choose another OUTPUT_DIR or remove it'
-    )
-  for name, file in manifest['files'].items():
-    path = directory / name
-    if not path.is_file() or path.stat().st_size != file['bytes']:
-      raise UserError(
-        f'OUTPUT_DIR {output_dir} is damaged: {name} is missing or of another '
-        'size; remove the directory and run make_data again'
-      )
-  return manifest
-
-
-def _flat(parameters: Mapping, prefix: str = '') -> dict[str, object]:
-  """{'texts.num_pairs': 6000, ...} of nested dictionaries."""
-  flat = {}
-  for name, value in parameters.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, f'{prefix}{name}.')
-    else:
-      flat[prefix + name] = value
-  return flat
 
 
 class _WorldSource:
@@ -332,18 +310,6 @@ def _num_ids(table: pa.Table, column: str) -> int:
   return len(tables.encode_ids(table[column]).ids)
 
 
-class _Steps:
-  """One line for each step that is done, with its seconds."""
-
-  def __init__(self):
-    self._last = time.monotonic()
-
-  def done(self, name: str, about: str) -> None:
-    now = time.monotonic()
-    print(f'  {name:<11}{now - self._last:6.1f} s  {about}', flush=True)
-    self._last = now
-
-
 def _about_ratings(what: str, data: RatingData) -> str:
   return (
     f'{what}: {len(data.ratings):,} ratings, '
@@ -363,11 +329,6 @@ def _about_texts(made: Mapping[str, pa.Table]) -> str:
   return ', '.join(
     f'{name} {len(table):,}' for name, table in made.items() if name != 'items'
   )
-
-
-def _megabytes(manifest: Mapping) -> str:
-  total = sum(file['bytes'] for file in manifest['files'].values())
-  return f'{total / 1e6:.1f} MB'
 
 
 def _report(output_dir: str | os.PathLike, manifest: Mapping, seconds: float):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def pipeline(
   seed: int = 0,
   parallel: int = 2,
   overrides: Mapping[str, Mapping[str, object]] | None = None,
+  variants: Mapping[str, Mapping[str, object]] | None = None,
 ) -> None:
   """Runs an experiment from ratings to the report; finished stages are kept.
 
@@ -57,8 +59,12 @@ def pipeline(
     seed: every stage derives its own from it.
     parallel: stages that run side by side (each on its share of the cores).
     overrides: {stage: {NAME: value}}, added to a stage's bindings.
+    variants: {system: {NAME: value}}: further policies fine-tuned from SFT as
+      P4LM is, but for these bindings (over those of `overrides['p4lm']`); the
+      table has a row of each, compared with SFT and with P4LM.
   Raises:
-    UserError: an override names no stage, or a stage failed.
+    UserError: an override names no stage, a variant has a name that is taken,
+      or a stage failed.
   """
   root = output_directory.claim(output_dir)
   make_data = {
@@ -67,8 +73,18 @@ def pipeline(
     'PLOTS_FILE': plots_file,
     'VOCABULARY': vocabulary,
   }
-  stages = p4lm_stages(root, make_data, model, small_model, seed)
-  stages = with_overrides(stages, overrides or {})
+  overrides, variants = dict(overrides or {}), variants or {}
+  for system, bindings in variants.items():
+    stage = variant_stage(system)
+    overrides[stage] = {
+      **overrides.get('p4lm', {}),
+      **bindings,
+      **overrides.get(stage, {}),
+    }
+  stages = p4lm_stages(
+    root, make_data, model, small_model, seed, tuple(variants)
+  )
+  stages = with_overrides(stages, overrides)
   display = Display(len(stages))
   try:
     Runner(root, parallel, display).run(stages)
@@ -85,6 +101,7 @@ def p4lm_stages(
   model: str,
   small_model: str,
   seed: int,
+  variants: Sequence[str] = (),
 ) -> list[Stage]:
   """The stages of the paper, in running order.
 
@@ -93,8 +110,9 @@ def p4lm_stages(
     make_data: bindings of the first stage: which data.
     model, small_model: sizes of P4LM and of P4LM-S.
     seed: of the experiment.
+    variants: names of further policies.
   """
-  paper = _Paper(root, seed)
+  paper = _Paper(root, seed, _systems_of(variants))
   return [
     *paper.data(make_data),
     *paper.language_models(model, small_model),
@@ -103,16 +121,42 @@ def p4lm_stages(
     paper.reinforced(
       'p4lm_s', 'P4LM-S: the same for the smaller model', 'sft_s'
     ),
+    *(
+      paper.reinforced(variant_stage(name), f'P4LM, {name}', 'sft')
+      for name in variants
+    ),
     *(paper.judge(kind) for kind in REWARDS),
-    paper.evaluation(),
+    paper.evaluation(variants),
   ]
+
+
+def variant_stage(system: str) -> str:
+  """The stage of a further policy.
+
+  >>> variant_stage('NLI alone')
+  'p4lm_nli_alone'
+  """
+  return 'p4lm_' + re.sub(r'[^a-z0-9]+', '_', system.lower()).strip('_')
+
+
+def _systems_of(variants: Sequence[str]) -> dict[str, str]:
+  systems = dict(SYSTEMS)
+  for name in variants:
+    stage = variant_stage(name)
+    if name in systems or stage in systems.values():
+      raise UserError(
+        f'the variant {name!r} (stage {stage}) has the name of another '
+        f'system; the others are {", ".join(systems)}'
+      )
+    systems[name] = stage
+  return systems
 
 
 class _Paper:
   """Makes the stages; knows where each of them writes and what it reads."""
 
-  def __init__(self, root: Path, seed: int):
-    self._root, self._seed = root, seed
+  def __init__(self, root: Path, seed: int, systems: Mapping[str, str]):
+    self._root, self._seed, self._systems = root, seed, systems
     self._common = {'DATA_DIR': self._path('data'), 'SEED': seed}
     self._training = {
       **self._common,
@@ -142,7 +186,7 @@ class _Paper:
       Stage(
         'cf',
         'fit_cf',
-        'CF embeddings by weighted ALS',
+        'CF embeddings of users and items',
         self._common,
         ('data',),
       ),
@@ -236,20 +280,24 @@ class _Paper:
       (start, *(f'reward_{kind}' for kind in REWARDS)),
     )
 
-  def evaluation(self) -> Stage:
-    """The paper's Table 1."""
+  def evaluation(self, variants: Sequence[str]) -> Stage:
+    """The paper's Table 1; with variants also its Table 2."""
+    of_variants = tuple(
+      (name, other) for name in variants for other in ('SFT', 'P4LM')
+    )
+    curves = (*CURVES, *(self._systems[name] for name in variants))
     return Stage(
       'evaluation',
       'evaluate',
       "the paper's Table 1, gold scores, report",
       {
         **self._common,
-        'SYSTEMS': {name: self._path(s) for name, s in SYSTEMS.items()},
-        'CONTRASTS': CONTRASTS,
+        'SYSTEMS': {name: self._path(s) for name, s in self._systems.items()},
+        'CONTRASTS': CONTRASTS + of_variants,
         'JUDGES': {kind: self._path(f'judge_{kind}') for kind in REWARDS},
-        'RUNS': {stage: self._path(stage) for stage in CURVES},
+        'RUNS': {stage: self._path(stage) for stage in curves},
       },
-      (*SYSTEMS.values(), *(f'judge_{kind}' for kind in REWARDS)),
+      (*self._systems.values(), *(f'judge_{kind}' for kind in REWARDS)),
     )
 
 

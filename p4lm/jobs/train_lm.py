@@ -18,8 +18,8 @@ from p4lm.data.vocabulary import Vocabulary
 from p4lm.errors import UserError
 from p4lm.models import lora
 from p4lm.models.adapter import AdapterConfig
+from p4lm.models.language_model import LMConfig
 from p4lm.models.recommender import Recommender, RecommenderConfig
-from p4lm.models.t5 import T5Config
 from p4lm.runs import fitting, model_directory, step_flops
 from p4lm.runs.model_losses import maximum_likelihood
 
@@ -28,7 +28,7 @@ def train_lm(
   *,
   data_dir: str,
   output_dir: str,
-  model: T5Config,
+  model: LMConfig,
   task: str,
   training: fitting.FitConfig,
   batch_size: int,
@@ -118,7 +118,7 @@ def train_lm(
     )
   )
   fit.run(
-    fit.step_of(maximum_likelihood(fit.graphdef), counted),
+    fit.step_of(maximum_likelihood(fit.graphdef), flops=counted),
     lambda start: loader.load_batches(
       cached.directory,
       cached.tasks,

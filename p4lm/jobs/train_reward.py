@@ -8,8 +8,10 @@ relevance        closeness to the user's relevant preferences, regression
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Mapping
+
 import jax
-import numpy as np
 
 from p4lm import output_directory
 from p4lm.cf.tables import CFTables
@@ -17,22 +19,26 @@ from p4lm.data import cache, loader
 from p4lm.data.features import CFFeatures, PairConverter, PointwiseConverter
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.models.adapter import AdapterConfig
+from p4lm.models.language_model import LMConfig
 from p4lm.models.reward_model import (
   RewardModel,
   RewardModelConfig,
   init_from_recommender,
 )
-from p4lm.models.t5 import T5Config
-from p4lm.rewards.kinds import CLASSIFIED, PAIRWISE, check_kind
+from p4lm.rewards.kinds import PAIRWISE, check_kind
 from p4lm.rewards.losses import RewardLossConfig, make_reward_loss
-from p4lm.rewards.report import (
-  classification_report,
-  pairwise_report,
-  regression_report,
-)
 from p4lm.runs import fitting, model_directory, step_flops
 from p4lm.runs.model_losses import scores_of
+from p4lm.runs.reward_agreement import agreement_with, check_others
+from p4lm.runs.reward_evaluation import (
+  ScoredSplit,
+  evaluate_reward,
+  read_split,
+)
 from p4lm.runs.reward_report import write_reward_report
+
+# So many training examples are enough for the baselines of the report.
+_BASELINE_EXAMPLES = 20_000
 
 
 def train_reward(
@@ -40,7 +46,7 @@ def train_reward(
   kind: str,
   data_dir: str,
   output_dir: str,
-  model: T5Config,
+  model: LMConfig,
   training: fitting.FitConfig,
   batch_size: int,
   prompt_length: int,
@@ -53,13 +59,17 @@ def train_reward(
   task_module: str = 'tasks.movielens',
   loss: RewardLossConfig | None = None,
   num_heads: int = 1,
+  others: Mapping[str, str] | None = None,
 ) -> None:
-  """Fits a scalar reward, then reports accuracy and calibration.
+  """Fits a scalar reward, then reports how far it can be trusted.
+
+  The split `test` of the task judges, or `validation` where there is none.
 
   Args:
     kind: 'nli', 'appeal', 'personalization' or 'relevance'.
     data_dir: tables and vocabulary of `make_data`.
-    output_dir: gets checkpoints, metrics, `model.json`, `report.json`.
+    output_dir: gets checkpoints, metrics, `model.json`, `report.json` and
+      `report/index.html`.
     model: sizes of the encoder; those of `checkpoint` win over it.
     training: what trains, the optimizer, steps, seed and mesh.
     batch_size: examples a step.
@@ -72,11 +82,16 @@ def train_reward(
     task: SeqIO task; `movielens_KIND` by default.
     task_module: Python module that registers the task.
     loss: margins, smoothing and the like.
-    num_heads: an ensemble of heads on one model; their mean is the score.
+    num_heads: an ensemble of heads on one model, each with its own loss; their
+      mean is the score that the report judges.
+    others: {name: train_reward directory} whose agreement with this reward on
+      the held-out texts is reported.
   Raises:
     UserError: bad input, a checkpoint that does not fit, a loss that is NaN.
   """
   check_kind(kind)
+  others = others or {}
+  check_others(others)
   directory = output_directory.claim(output_dir)
   vocabulary = Vocabulary.load(f'{data_dir}/vocabulary.model')
   task = task or f'movielens_{kind}'
@@ -104,8 +119,13 @@ def train_reward(
   fit = fitting.prepare(reward_model, directory, training)
   state = fit.run(
     fit.step_of(
-      make_reward_loss(kind, scores_of(fit.graphdef), loss),
-      step_flops.model_flops(
+      make_reward_loss(
+        kind,
+        scores_of(fit.graphdef),
+        loss,
+        with_dropout=reward_model.config.lm.dropout_rate > 0,
+      ),
+      flops=step_flops.model_flops(
         step_flops.reward_update_flops(reward_model.config)
       ),
     ),
@@ -119,11 +139,12 @@ def train_reward(
       start_step=start,
     ),
   )
-  validation = loader.iterate_once(
-    cached.directory, cached.tasks, 'validation', converter, batch_size
+  held_out = _HeldOut(kind, cached, converter, batch_size, fit.graphdef, state)
+  content = held_out.evaluate(split)
+  content['agreement'] = agreement_with(
+    others, kind, data_dir, held_out.judged, batch_size
   )
-  report = _report(kind, fit.graphdef, state, validation)
-  write_reward_report(directory, kind, split, report)
+  write_reward_report(directory, kind, split, content)
 
 
 def _reward_model(
@@ -149,27 +170,48 @@ def _reward_model(
   return reward_model
 
 
-def _report(kind, graphdef, state, batches) -> dict[str, float]:
-  """The calibration report on the validation split."""
-  score = jax.jit(scores_of(graphdef))
-  sides = ('chosen_tokens', 'rejected_tokens')
-  names = sides if kind in PAIRWISE else ('response_tokens',)
-  scores, lengths, labels = [], [], []
-  for batch in batches:
-    mask = batch['example_mask']
-    cf = (batch['cf_embeddings'], batch['cf_kind_ids'])
-    prompt = batch['prompt_tokens']
-    scores.append(
-      [
-        score(state.params, state.frozen, prompt, batch[name], *cf)[mask]
-        for name in names
-      ]
+class _HeldOut:
+  """The splits that training did not see, scored."""
+
+  def __init__(self, kind, cached, converter, batch_size, graphdef, state):
+    self._kind, self._converter = kind, converter
+    self._cached, self._batch_size = cached, batch_size
+    apply = jax.jit(scores_of(graphdef))
+
+    def score(batch, tokens):
+      cf = (batch['cf_embeddings'], batch['cf_kind_ids'])
+      scores = apply(
+        state.params, state.frozen, batch['prompt_tokens'], tokens, *cf
+      )
+      return scores.mean(axis=1)
+
+    sizes = collections.Counter()
+    for task in cached.tasks:
+      info = loader.TaskInfo.load(cached.directory, task)
+      sizes.update(info.num_examples)
+    self.splits = {
+      split: read_split(self._batches(split), kind, score)
+      for split in ('validation', 'test')
+      if split == 'validation' or sizes[split]
+    }
+
+  @property
+  def judged(self) -> tuple[str, ScoredSplit]:
+    """Name and examples of the split that judges."""
+    return list(self.splits.items())[-1]
+
+  def evaluate(self, trained_on: str) -> dict:
+    """The figures of the report."""
+    batches = self._batches(trained_on, _BASELINE_EXAMPLES)
+    train = read_split(batches, self._kind).examples
+    return evaluate_reward(self._kind, train, self.splits)
+
+  def _batches(self, split, max_examples=None):
+    return loader.iterate_once(
+      self._cached.directory,
+      self._cached.tasks,
+      split,
+      self._converter,
+      self._batch_size,
+      max_examples,
     )
-    lengths.append([(batch[name] != 0).sum(axis=1)[mask] for name in names])
-    labels.append(batch.get('labels', mask)[mask])
-  scores = np.concatenate(scores, axis=1)
-  lengths = np.concatenate(lengths, axis=1)
-  if kind in PAIRWISE:
-    return pairwise_report(*scores, *lengths)
-  report = classification_report if kind in CLASSIFIED else regression_report
-  return report(scores[0], np.concatenate(labels), lengths[0])

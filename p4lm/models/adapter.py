@@ -54,11 +54,18 @@ class CFAdapter(nnx.Module):
 
   CF vectors come with norm about 1, that is with entries about E ** -0.5.
   They are multiplied by E ** 0.5, and the kernels drawn so that variance stays
-  1 through the ReLUs: at first a soft token's entries have variance 1, as a
-  word embedding's have.
+  1 through the ReLUs: at first a soft token's entries have the standard
+  deviation that is given, that of a word embedding.
   """
 
-  def __init__(self, config: AdapterConfig, width: int, *, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    config: AdapterConfig,
+    width: int,
+    *,
+    rngs: nnx.Rngs,
+    stddev: float = 1.0,
+  ):
     depth = 1 if config.kind == 'linear' else config.num_layers
     self.cf_width = config.cf_width
     self.hidden = nnx.List()
@@ -69,7 +76,7 @@ class CFAdapter(nnx.Module):
       # ReLU halves the second moment of what follows it.
       inputs, gain = hidden, 2.0
     outputs = {'soft_tokens': config.tokens_per_vector, 'embed': width}
-    self.output = _layer(inputs, outputs, gain, rngs)
+    self.output = _layer(inputs, outputs, gain * stddev**2, rngs)
 
   def __call__(
     self, cf_embeddings: Float[Array, 'B N E']
@@ -88,7 +95,11 @@ class CFAdapter(nnx.Module):
 
 
 def make_adapters(
-  config: AdapterConfig | None, width: int, *, rngs: nnx.Rngs
+  config: AdapterConfig | None,
+  width: int,
+  *,
+  rngs: nnx.Rngs,
+  stddev: float = 1.0,
 ) -> nnx.Dict | None:
   """An adapter for each kind of CF vector, by the names of CF_KINDS.
 
@@ -96,7 +107,8 @@ def make_adapters(
   """
   if config is None:
     return None
-  return nnx.Dict({k: CFAdapter(config, width, rngs=rngs) for k in CF_KINDS})
+  options = dict(rngs=rngs, stddev=stddev)
+  return nnx.Dict({k: CFAdapter(config, width, **options) for k in CF_KINDS})
 
 
 def adapt(

@@ -85,7 +85,11 @@ def attend(
 
 
 class Attention(nnx.Module):
-  """Query, key, value and output projections of multi-head attention."""
+  """Query, key, value and output projections of multi-head attention.
+
+  With `num_kv_heads` (grouped queries, Ainslie et al. 2023) keys and values
+  have fewer heads than queries; head h asks key head h // (H / H_kv).
+  """
 
   def __init__(
     self,
@@ -97,12 +101,16 @@ class Attention(nnx.Module):
     dtype: str = 'float32',
     query_stddev: float | None = None,
     layers: int | None = None,
+    num_kv_heads: int | None = None,
   ):
     embed, heads = {'embed': width}, {'heads': num_heads, 'kv': head_width}
+    kv_heads = heads
+    if num_kv_heads is not None:
+      kv_heads = {'kv_heads': num_kv_heads, 'kv': head_width}
     options = dict(rngs=rngs, dtype=dtype, layers=layers)
     self.query = Dense(embed, heads, stddev=query_stddev, **options)
-    self.key = Dense(embed, heads, **options)
-    self.value = Dense(embed, heads, **options)
+    self.key = Dense(embed, kv_heads, **options)
+    self.value = Dense(embed, kv_heads, **options)
     self.out = Dense(heads, embed, **options)
 
   def queries(self, x: Float[Array, 'B Q D']) -> Float[Array, 'B H Q K']:
@@ -111,8 +119,8 @@ class Attention(nnx.Module):
 
   def keys_values(
     self, x: Float[Array, 'B M D']
-  ) -> tuple[Float[Array, 'B H M K'], Float[Array, 'B H M K']]:
-    """Key and value vectors by head."""
+  ) -> tuple[Float[Array, 'B J M K'], Float[Array, 'B J M K']]:
+    """Key and value vectors by key head."""
     return jnp.swapaxes(self.key(x), 1, 2), jnp.swapaxes(self.value(x), 1, 2)
 
   def output(self, context: Float[Array, 'B H Q K']) -> Float[Array, 'B Q D']:

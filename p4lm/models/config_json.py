@@ -1,4 +1,8 @@
-"""Configurations as JSON: frozen dataclasses out and back, nested ones too."""
+"""Configurations as JSON: frozen dataclasses out and back, nested ones too.
+
+Where a field may hold one of several dataclasses, each has a `family` field,
+whose default tells it from the others; a value that names none is the first.
+"""
 
 import dataclasses
 import json
@@ -53,12 +57,26 @@ def _from_dict(cls: type, values: Any) -> Any:
 
 
 def _restore(hint: Any, value: Any) -> Any:
+  classes = [o for o in _options(hint) if dataclasses.is_dataclass(o)]
+  if classes and value is not None:
+    return _from_dict(_of_family(classes, value), value)
   for option in _options(hint):
-    if dataclasses.is_dataclass(option) and value is not None:
-      return _from_dict(option, value)
     if typing.get_origin(option) is tuple and value is not None:
       return tuple(value)
   return value
+
+
+def _of_family(classes: list[type], value: Any) -> type:
+  """The class whose `family` the value names; the first without a name."""
+  if len(classes) == 1 or not isinstance(value, dict):
+    return classes[0]
+  by_family = {option.family: option for option in classes}
+  family = value.get('family', classes[0].family)
+  if family not in by_family:
+    raise UserError(
+      f'family is {family!r}; this version knows {", ".join(by_family)}.'
+    )
+  return by_family[family]
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ Activation = Callable[[Array], Array]
 ACTIVATIONS: Mapping[str, Activation] = {
   'relu': jax.nn.relu,
   'gelu': lambda x: jax.nn.gelu(x, approximate=True),
+  'silu': jax.nn.silu,
 }
 
 
@@ -197,7 +198,11 @@ class Dense(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-  """x / sqrt(mean(x^2) + epsilon) * scale, computed in float32."""
+  """x / sqrt(mean(x^2) + epsilon) * scale, computed in float32.
+
+  With `unit_offset` the factor is 1 + scale (Gemma), scale being zero at
+  first: the same function of parameters that decay towards 0 rather than 1.
+  """
 
   def __init__(
     self,
@@ -206,16 +211,22 @@ class RMSNorm(nnx.Module):
     *,
     rngs: nnx.Rngs,
     layers: int | None = None,
+    axis: str = 'embed',
+    unit_offset: bool = False,
   ):
-    axes = {'embed': width}
-    self.scale = normal_parameter(rngs, axes, 0.0, mean=1.0, layers=layers)
+    mean = 0.0 if unit_offset else 1.0
+    self.scale = normal_parameter(
+      rngs, {axis: width}, 0.0, mean=mean, layers=layers
+    )
     self.epsilon = epsilon
+    self.unit_offset = unit_offset
 
   def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
     y = x.astype(jnp.float32)
     variance = jnp.mean(y * y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(variance + self.epsilon)
-    y *= align(self.scale[...], y)
+    scale = align(self.scale[...], y)
+    y *= 1.0 + scale if self.unit_offset else scale
     return y.astype(x.dtype)
 
 

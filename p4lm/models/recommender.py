@@ -7,8 +7,13 @@ from flax import nnx
 
 from p4lm.models.adapter import AdapterConfig, make_adapters
 from p4lm.models.config_json import JsonConfig
+from p4lm.models.language_model import (
+  Cache,
+  EncodedPrompts,
+  LMConfig,
+  make_language_model,
+)
 from p4lm.models.soft_tokens import check_soft_token_id, embed_prompt
-from p4lm.models.t5 import PAD_ID, T5, DecodeCache, Encoded, T5Config
 from p4lm.typing import Array, Float, Int, Key
 
 
@@ -23,7 +28,7 @@ class RecommenderConfig(JsonConfig):
       `soft_token_id`.
   """
 
-  lm: T5Config
+  lm: LMConfig
   adapter: AdapterConfig | None
   soft_token_id: int
 
@@ -32,7 +37,10 @@ class RecommenderConfig(JsonConfig):
 
 
 class Recommender(nnx.Module):
-  """T5 with CF adapters; prompts are right-padded with 0.
+  """A language model with CF adapters.
+
+  Prompts are right-padded with the language model's `pad_id`, which is 0 but
+  for models that have a word there.
 
   Every method takes `cf_embeddings` float [B,N,E] and `cf_kind_ids` int [B,N]
   (index into CF_KINDS); N is 0 for a prompt of text alone.
@@ -40,8 +48,13 @@ class Recommender(nnx.Module):
 
   def __init__(self, config: RecommenderConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.lm = T5(config.lm, rngs=rngs)
-    self.adapters = make_adapters(config.adapter, config.lm.d_model, rngs=rngs)
+    self.lm = make_language_model(config.lm, rngs=rngs)
+    self.adapters = make_adapters(
+      config.adapter,
+      config.lm.d_model,
+      rngs=rngs,
+      stddev=config.lm.embedding_stddev,
+    )
 
   def __call__(
     self,
@@ -72,8 +85,8 @@ class Recommender(nnx.Module):
     cf_kind_ids: Int[Array, 'B N'],
     *,
     dropout_key: Key[Array, ''] | None = None,
-  ) -> Encoded:
-    """The prompt, its placeholders replaced by soft tokens, encoded."""
+  ) -> EncodedPrompts:
+    """The prompt, its placeholders replaced by soft tokens, read."""
     embedded = embed_prompt(
       self.lm.token_embedder(prompt_tokens),
       prompt_tokens,
@@ -82,12 +95,12 @@ class Recommender(nnx.Module):
       cf_kind_ids,
       self.config.soft_token_id,
     )
-    mask = prompt_tokens != PAD_ID
+    mask = prompt_tokens != self.config.lm.pad_id
     return self.lm.encode(embedded, mask, dropout_key=dropout_key)
 
   def decode(
     self,
-    encoded: Encoded,
+    encoded: EncodedPrompts,
     response_tokens: Int[Array, 'R L'],
     *,
     dropout_key: Key[Array, ''] | None = None,
@@ -100,7 +113,7 @@ class Recommender(nnx.Module):
 
   def decode_hidden(
     self,
-    encoded: Encoded,
+    encoded: EncodedPrompts,
     response_tokens: Int[Array, 'R L'],
     *,
     dropout_key: Key[Array, ''] | None = None,
@@ -115,13 +128,13 @@ class Recommender(nnx.Module):
     return self.lm.logits(hidden)
 
   def start_cache(
-    self, encoded: Encoded, length: int, num_samples: int = 1
-  ) -> DecodeCache:
+    self, encoded: EncodedPrompts, length: int, num_samples: int = 1
+  ) -> Cache:
     """An empty cache for `length` tokens of `num_samples` rows a prompt."""
     return self.lm.start_cache(encoded, length, num_samples)
 
   def decode_step(
-    self, cache: DecodeCache, tokens: Int[Array, 'R']
-  ) -> tuple[Float[Array, 'R V'], DecodeCache]:
+    self, cache: Cache, tokens: Int[Array, 'R']
+  ) -> tuple[Float[Array, 'R V'], Cache]:
     """Logits of the token after `tokens`; the first `tokens` are pad."""
     return self.lm.decode_step(cache, tokens)

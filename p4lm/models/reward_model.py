@@ -1,7 +1,7 @@
 """Reward models: a language model that reads a response, and a scoring head.
 
-The prompt (a plot, a user and an item, or nothing) goes through the encoder
-and the response through the decoder, as if the model wrote it. For every token
+The prompt (a plot, a user and an item, or nothing) is encoded and the response
+decoded, as if the model wrote it. For every token
 the head sees the decoder's state after reading it and the log-probability that
 the model gave it; the score is the mean of what it makes of each. A model that
 can write from a plot starts out knowing which claims surprise it, and the
@@ -34,10 +34,10 @@ from flax import nnx
 from p4lm.errors import UserError
 from p4lm.models.adapter import CF_KINDS, AdapterConfig
 from p4lm.models.config_json import JsonConfig
+from p4lm.models.language_model import LMConfig
 from p4lm.models.layers import Dense, normal_parameter
 from p4lm.models.recommender import Recommender, RecommenderConfig
 from p4lm.models.selection import parameter_name
-from p4lm.models.t5 import PAD_ID, T5Config
 from p4lm.ops.logprobs import token_logprobs
 from p4lm.typing import Array, Bool, Float, Int, Key
 
@@ -58,7 +58,7 @@ class RewardModelConfig(JsonConfig):
       their spread a measure of how sure it is.
   """
 
-  lm: T5Config
+  lm: LMConfig
   adapter: AdapterConfig | None
   soft_token_id: int
   kind: str
@@ -128,7 +128,7 @@ class RewardModel(nnx.Module):
     """float32 scores, the mean of the heads.
 
     R is B, or B*G with the G responses of a prompt in consecutive rows.
-    Prompts and responses are right-padded with 0.
+    Prompts and responses are right-padded with the model's `pad_id`.
     """
     return self.head_scores(
       prompt_tokens,
@@ -148,7 +148,7 @@ class RewardModel(nnx.Module):
     dropout_key: Key[Array, ''] | None = None,
   ) -> Float[Array, 'R K']:
     """float32 scores of every head."""
-    mask = response_tokens != PAD_ID
+    mask = response_tokens != self.config.lm.pad_id
     states, logps = self._read(
       prompt_tokens, response_tokens, cf_embeddings, cf_kind_ids, dropout_key
     )
@@ -181,7 +181,7 @@ class RewardModel(nnx.Module):
       prompt_tokens, cf_embeddings, cf_kind_ids, dropout_key=keys[0]
     )
     # One more position: the state at t + 1 is the first that has read token t.
-    read = jnp.pad(response_tokens, ((0, 0), (0, 1)), constant_values=PAD_ID)
+    read = jnp.pad(response_tokens, ((0, 0), (0, 1)))
     states = lm.decode_hidden(encoded, read, dropout_key=keys[1])
     logps = token_logprobs(lm.logits(states[:, :-1]), response_tokens)
     return states[:, 1:], logps

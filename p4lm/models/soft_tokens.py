@@ -81,7 +81,7 @@ def check_soft_token_id(soft_token_id: int, vocab_size: int) -> None:
   if not 0 < soft_token_id < vocab_size:
     raise UserError(
       f'soft_token_id is {soft_token_id}, outside of the {vocab_size} tokens'
-      " (T5Config.vocab_size); pass the vocabulary's soft_token_id, and a"
+      " (its config's vocab_size); pass the vocabulary's soft_token_id, and a"
       ' vocab_size that is at least its size.'
     )
 

@@ -11,28 +11,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from p4lm.models import layers
+from p4lm.models.embedding import TokenEmbedder
 from p4lm.models.t5_config import T5Config
 from p4lm.models.t5_stacks import DecodeCache, Decoder, Encoded, Encoder
 from p4lm.partitioning.rules import constrain
 from p4lm.typing import Array, Bool, Float, Int, Key
 
-__all__ = ['DecodeCache', 'Encoded', 'T5', 'T5Config', 'TokenEmbedder']
+__all__ = ['DecodeCache', 'Encoded', 'T5', 'T5Config']
 
 # Pad is the token 0 and, shifted in from the left, the decoder's first input.
 PAD_ID = 0
-
-
-class TokenEmbedder(nnx.Module):
-  """The embedding table, N(0, 1) at first."""
-
-  def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-    axes = {'vocab': config.vocab_size, 'embed': config.d_model}
-    self.embedding = layers.normal_parameter(rngs, axes, 1.0)
-
-  def __call__(self, tokens: Int[Array, '*B']) -> Float[Array, '*B D']:
-    # Ids are in range by contract; the default mode would fill the rest with
-    # NaN and cost a comparison an element.
-    return self.embedding[...].at[tokens].get(mode='clip')
 
 
 class T5(nnx.Module):
@@ -40,7 +28,9 @@ class T5(nnx.Module):
 
   def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
     self.config = config
-    self.token_embedder = TokenEmbedder(config, rngs=rngs)
+    self.token_embedder = TokenEmbedder(
+      config.vocab_size, config.d_model, rngs=rngs
+    )
     self.encoder = Encoder(config, rngs=rngs)
     self.decoder = Decoder(config, rngs=rngs)
     self.logits_dense = (

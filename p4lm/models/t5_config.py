@@ -1,6 +1,7 @@
 """The sizes of a T5 model."""
 
 import dataclasses
+from typing import ClassVar
 
 from p4lm.errors import UserError
 from p4lm.models.config_json import JsonConfig
@@ -32,6 +33,7 @@ class T5Config(JsonConfig):
     remat: recompute each layer in the backward pass.
     scan_unroll: layers to an iteration of the loop over layers; 0 for all.
       Loops compile faster, unrolled layers run faster where they are small.
+    family: 't5', which tells it from other models' sizes in JSON.
   """
 
   vocab_size: int = 32128
@@ -50,6 +52,11 @@ class T5Config(JsonConfig):
   dtype: str = 'float32'
   remat: bool = False
   scan_unroll: int = 1
+  family: str = 't5'
+
+  # Of the entries of a word embedding, and what prompts are padded with.
+  embedding_stddev: ClassVar[float] = 1.0
+  pad_id: ClassVar[int] = 0
 
   def __post_init__(self):
     for name in ('vocab_size', 'd_model', 'd_ff', 'num_heads', 'd_kv'):
@@ -60,6 +67,7 @@ class T5Config(JsonConfig):
       self.feed_forward in FEED_FORWARD,
       f'one of {", ".join(FEED_FORWARD)}',
     )
+    _require(self, 'family', self.family == 't5', "'t5'")
     dtypes = ('float32', 'bfloat16')
     _require(self, 'dtype', self.dtype in dtypes, f'one of {dtypes}')
     _require(

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from p4lm.errors import UserError
-from p4lm.models.config_json import JsonConfig
 from p4lm.models.layers import Dense, normal_parameter
 from p4lm.ops.contrastive import unit_rows
 from p4lm.typing import Array, Bool, Float, Int
@@ -25,7 +24,7 @@ _ROWS_MULTIPLE = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoTowerConfig(JsonConfig):
+class TwoTowerConfig:
   """The shape of a two-tower model.
 
   Attributes:

@@ -4,9 +4,15 @@ Rows are ordered as a sampler gives them: row b * G + g is sample g of prompt
 b, so that [M * G] reshapes to [M, G] groups.
 """
 
+import jax
 import jax.numpy as jnp
 
-from p4lm.ops.masks import hide, masked_mean, masked_std
+from p4lm.ops.masks import (
+  hide,
+  masked_mean,
+  masked_std,
+  require_same_shape,
+)
 from p4lm.typing import Array, Bool, Float
 
 # Keeps a division finite when all rewards of a group are equal.
@@ -113,6 +119,14 @@ def location_and_scale(
   return mean, deviation + _SPREAD_FLOOR
 
 
+def token_location_and_scale(
+  advantages: Float[Array, 'B L'], response_mask: Bool[Array, 'B L']
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """As `location_and_scale` over the batch, where tokens have their own."""
+  deviation = masked_std(advantages, response_mask)
+  return masked_mean(advantages, response_mask), deviation + _SPREAD_FLOOR
+
+
 def token_advantages(
   returns: Float[Array, ' B'],
   baseline: Float[Array, ' B'],
@@ -152,6 +166,56 @@ def token_advantages(
     raise ValueError(f"credit must be 'response' or 'to_go', got {credit!r}")
   earned = (returns - baseline)[:, None]
   return hide(jnp.broadcast_to(earned, penalties.shape) - paid, response_mask)
+
+
+def generalised_advantages(
+  token_rewards: Float[Array, 'B L'],
+  values: Float[Array, 'B L'],
+  *,
+  response_mask: Bool[Array, 'B L'],
+  decay: float = 1.0,
+) -> Float[Array, 'B L']:
+  r"""Generalised advantage estimates (Schulman et al. 2016), undiscounted.
+
+      delta[b, l] = r[b, l] + V[b, l + 1] - V[b, l]
+      A[b, l]     = sum_{k >= 0} decay^k delta[b, l + k]
+
+  with V = 0 after the last counted token, where the response is over. With
+  decay 1 this is the return to go less V, unbiased whatever V is; smaller
+  decays trade variance for the bias of V. `A + V` are the returns that V is
+  regressed on.
+
+  >>> ones = jnp.ones((1, 2), bool)
+  >>> print(generalised_advantages(jnp.array([[0., 4.]]), jnp.array([[1., 2.]]),
+  ...                              response_mask=ones, decay=0.5))
+  [[2. 2.]]
+
+  Args:
+    token_rewards: float [B, L], what each token earned.
+    values: float [B, L], of the state before each token; constants.
+    response_mask: bool [B, L], counted tokens first.
+    decay: lambda, in [0, 1].
+  Returns:
+    float32 [B, L], zero where masked.
+  Raises:
+    ValueError: shapes differ, or decay is out of its range.
+  """
+  require_same_shape(
+    token_rewards=token_rewards, values=values, response_mask=response_mask
+  )
+  if not 0 <= decay <= 1:
+    raise ValueError(f'decay must be in [0, 1], got {decay}')
+  values = hide(jax.lax.stop_gradient(values), response_mask)
+  following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
+  deltas = hide(token_rewards, response_mask) + following - values
+
+  def before(later, delta):
+    advantage = delta + decay * later
+    return advantage, advantage
+
+  start = jnp.zeros(deltas.shape[0], deltas.dtype)
+  _, advantages = jax.lax.scan(before, start, deltas.T, reverse=True)
+  return hide(advantages.T, response_mask)
 
 
 def _grouped(values, valid, group_size):

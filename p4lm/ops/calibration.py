@@ -39,8 +39,7 @@ def expected_calibration_error(
     ValueError: shapes differ, nothing is given, or a value is out of range.
   """
   probabilities, labels = _checked_probabilities(probabilities, labels)
-  edges = np.linspace(0.0, 1.0, bins + 1)
-  which = np.clip(np.searchsorted(edges, probabilities) - 1, 0, bins - 1)
+  which = _bins_of(probabilities, bins)
   gaps = np.bincount(which, weights=labels - probabilities, minlength=bins)
   return float(np.sum(np.abs(gaps)) / len(labels))
 
@@ -94,11 +93,49 @@ def fit_temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reliability:
+  """What a reliability diagram shows: B bins of equal width that are not empty.
+
+  Attributes:
+    probabilities: float [B], mean stated probability.
+    frequencies: float [B], mean label.
+    counts: int [B].
+  """
+
+  probabilities: np.ndarray
+  frequencies: np.ndarray
+  counts: np.ndarray
+
+
+def reliability(
+  probabilities: npt.ArrayLike, labels: npt.ArrayLike, *, bins: int = 15
+) -> Reliability:
+  """Stated probability and frequency by bin.
+
+  With the bins of `expected_calibration_error`, which is the mean of
+  |frequencies - probabilities| weighed by `counts`.
+
+  >>> found = reliability([0.1, 0.3, 0.9], [0, 1, 1], bins=2)
+  >>> print(found.probabilities, found.frequencies, found.counts)
+  [0.2 0.9] [0.5 1. ] [2 1]
+  """
+  probabilities, labels = _checked_probabilities(probabilities, labels)
+  which = _bins_of(probabilities, bins)
+  counts = np.bincount(which, minlength=bins)
+  kept = counts > 0
+  means = [
+    np.bincount(which, weights=values, minlength=bins)[kept] / counts[kept]
+    for values in (probabilities, labels)
+  ]
+  return Reliability(means[0], means[1], counts[kept])
+
+
+@dataclasses.dataclass(frozen=True)
 class Calibration:
   """How well logits predict binary labels, before and after rescaling.
 
-  The `_scaled` figures are honest: each half of the examples is scaled by the
-  temperature fitted on the other half.
+  The `_scaled` figures are honest: the temperature is one that other examples
+  gave. `temperature` is that one, or, cross-fitted, that of all examples.
   """
 
   accuracy: float
@@ -118,10 +155,12 @@ def calibration_of(
   *,
   bins: int = 15,
   halves: npt.ArrayLike | None = None,
+  temperature: float | None = None,
 ) -> Calibration:
   """Measures accuracy and calibration of logits against labels 0 and 1.
 
-  A logit of exactly 0 counts as half right.
+  A logit of exactly 0 counts as half right. Without a `temperature` each half
+  of the examples is scaled by the one fitted on the other half.
 
   Args:
     logits: float [n].
@@ -135,14 +174,11 @@ def calibration_of(
   logits, labels = _checked_logits(logits, labels)
   if len(labels) < 2:
     raise ValueError(f'calibration needs 2 or more examples, got {len(labels)}')
-  if halves is None:
-    halves = np.arange(len(labels)) % 2 == 0
-  halves = np.asarray(halves, bool)
-  if halves.all() or not halves.any():
-    raise ValueError('both halves must have an example')
-  scaled = np.empty_like(logits)
-  for half in (halves, ~halves):
-    scaled[half] = logits[half] / fit_temperature(logits[~half], labels[~half])
+  if temperature is None:
+    temperature = fit_temperature(logits, labels)
+    scaled = _cross_fitted(logits, labels, halves)
+  else:
+    scaled = logits / temperature
   plain = special.expit(logits)
   rescaled = special.expit(scaled)
   agrees = np.sign(logits) * (2 * labels - 1)
@@ -151,12 +187,30 @@ def calibration_of(
     nll=negative_log_likelihood(logits, labels),
     brier=brier_score(plain, labels),
     ece=expected_calibration_error(plain, labels, bins=bins),
-    temperature=fit_temperature(logits, labels),
+    temperature=float(temperature),
     nll_scaled=negative_log_likelihood(scaled, labels),
     brier_scaled=brier_score(rescaled, labels),
     ece_scaled=expected_calibration_error(rescaled, labels, bins=bins),
     count=len(labels),
   )
+
+
+def _cross_fitted(logits, labels, halves):
+  """Logits over the temperature of the half that each is not in."""
+  if halves is None:
+    halves = np.arange(len(labels)) % 2 == 0
+  halves = np.asarray(halves, bool)
+  if halves.all() or not halves.any():
+    raise ValueError('both halves must have an example')
+  scaled = np.empty_like(logits)
+  for half in (halves, ~halves):
+    scaled[half] = logits[half] / fit_temperature(logits[~half], labels[~half])
+  return scaled
+
+
+def _bins_of(probabilities, bins):
+  edges = np.linspace(0.0, 1.0, bins + 1)
+  return np.clip(np.searchsorted(edges, probabilities) - 1, 0, bins - 1)
 
 
 def correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from p4lm.ops.masks import hide, masked_mean, require_same_shape
+from p4lm.ops.masks import aggregate, hide, require_same_shape
 from p4lm.typing import Array, Bool, Float
 
 
@@ -64,14 +64,18 @@ def kl_loss(
   *,
   mask: Bool[Array, 'B L'],
   estimator: str,
+  aggregation: str = 'response',
+  row_weights: Float[Array, ' B'] | None = None,
 ) -> Float[Array, '']:
   r"""A KL penalty to be differentiated: row sums, averaged over the rows.
 
       loss = (1/M) sum_b sum_l k(policy_logps[b, l] - reference_logps[b, l])
 
-  over the M rows with a counted token. What its gradient points at differs
-  from what its value estimates, because the gradient does not pass through
-  the sampling. For samples of the policy, at each token:
+  over the M rows with a counted token (another `aggregation` of
+  `masks.aggregate` averages otherwise), each row times its weight if there are
+  weights. What its gradient points at differs from what its value estimates,
+  because the gradient does not pass through the sampling. For samples of the
+  policy, at each token:
 
       E grad k1 = E grad log policy = 0          no penalty at all: refused
       E grad k2 = grad KL(policy || reference)   the reverse KL, as in J
@@ -95,4 +99,6 @@ def kl_loss(
   estimates = kl_estimates(
     policy_logps, reference_logps, mask=mask, estimator=estimator
   )
-  return masked_mean(jnp.sum(estimates, axis=1), jnp.any(mask, axis=1))
+  if row_weights is not None:
+    estimates *= row_weights[:, None]
+  return aggregate(estimates, mask, aggregation)

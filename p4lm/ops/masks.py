@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from p4lm.typing import Array, Bool, Int
+from p4lm.typing import Array, Bool, Float, Int
+
+AGGREGATIONS = ('response', 'response_mean', 'token')
 
 Axis = int | Sequence[int] | None
 
@@ -71,6 +73,42 @@ def masked_std(
   )
   squares = jnp.square(hide(values, mask) - mean)
   return jnp.sqrt(masked_mean(squares, mask, axis=axis))
+
+
+def aggregate(
+  values: Float[Array, 'B L'],
+  response_mask: Bool[Array, 'B L'],
+  aggregation: str,
+) -> Float[Array, '']:
+  """One number from values of tokens; zero when nothing is counted.
+
+      response       sums over a row's tokens, mean over the rows with any
+      response_mean  means over a row's tokens, mean over the rows with any
+      token          mean over all counted tokens
+
+  Sums give every token the same say and long responses the larger one;
+  `response_mean` gives every response the same say.
+
+  >>> mask = jnp.array([[True, True], [True, False]])
+  >>> for name in AGGREGATIONS:
+  ...   print(name, aggregate(jnp.array([[1., 3.], [6., 9.]]), mask, name))
+  response 5.0
+  response_mean 4.0
+  token 3.3333333
+
+  Raises:
+    ValueError: an unknown aggregation.
+  """
+  counted = jnp.any(response_mask, axis=1)
+  if aggregation == 'response':
+    return masked_mean(masked_sum(values, response_mask, axis=1), counted)
+  if aggregation == 'response_mean':
+    return masked_mean(masked_mean(values, response_mask, axis=1), counted)
+  if aggregation == 'token':
+    return masked_mean(values, response_mask)
+  raise ValueError(
+    f'aggregation must be one of {", ".join(AGGREGATIONS)}, got {aggregation!r}'
+  )
 
 
 def response_mask_of(

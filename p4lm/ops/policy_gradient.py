@@ -3,7 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from p4lm.ops.masks import hide, masked_mean, require_same_shape
+from p4lm.ops.masks import (
+  aggregate,
+  hide,
+  masked_mean,
+  require_same_shape,
+)
 from p4lm.typing import Array, Bool, Float
 
 
@@ -22,7 +27,9 @@ def reinforce_loss(
   (aggregation 'response'): for samples of the policy, minus its gradient is an
   unbiased estimate of grad E[return] (Williams 1992). Aggregation 'token'
   divides by the number of counted tokens of the batch instead, which keeps
-  the direction but lets the step size follow the inverse of the length.
+  the direction but lets the step size follow the inverse of the length;
+  'response_mean' divides each response by its own length, which changes the
+  direction where lengths differ (see `masks.aggregate`).
 
   >>> loss = reinforce_loss(jnp.array([[-1., -2.]]), jnp.array([[3., 3.]]),
   ...                       response_mask=jnp.array([[True, True]]))
@@ -33,7 +40,7 @@ def reinforce_loss(
     policy_logps: float [B, L], differentiable.
     advantages: float [B, L]; no gradient flows into them.
     response_mask: bool [B, L]; where False anything may stand in the others.
-    aggregation: 'response' or 'token'.
+    aggregation: one of `masks.AGGREGATIONS`.
   Returns:
     float32 []; zero when nothing is counted.
   Raises:
@@ -47,7 +54,7 @@ def reinforce_loss(
   gains = hide(policy_logps, response_mask) * hide(
     jax.lax.stop_gradient(advantages), response_mask
   )
-  return -_aggregate(gains, response_mask, aggregation)
+  return -aggregate(gains, response_mask, aggregation)
 
 
 def ppo_clip_loss(
@@ -82,7 +89,7 @@ def ppo_clip_loss(
     response_mask: bool [B, L].
     clip_low: in [0, 1), how far below 1 the ratio counts.
     clip_high: 0 or more, how far above 1.
-    aggregation: 'response' or 'token'.
+    aggregation: one of `masks.AGGREGATIONS`.
   Returns:
     float32 []; zero when nothing is counted.
   Raises:
@@ -105,7 +112,7 @@ def ppo_clip_loss(
   advantages = hide(jax.lax.stop_gradient(advantages), response_mask)
   clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
   gains = jnp.minimum(ratio * advantages, clipped * advantages)
-  return -_aggregate(gains, response_mask, aggregation)
+  return -aggregate(gains, response_mask, aggregation)
 
 
 def importance_ratios(
@@ -121,11 +128,20 @@ def importance_ratios(
   )
 
 
-def _aggregate(gains, response_mask, aggregation):
-  if aggregation == 'response':
-    return masked_mean(jnp.sum(gains, axis=1), jnp.any(response_mask, axis=1))
-  if aggregation == 'token':
-    return masked_mean(gains, response_mask)
-  raise ValueError(
-    f"aggregation must be 'response' or 'token', got {aggregation!r}"
+def clipped_share(
+  policy_logps: Float[Array, '...'],
+  behavior_logps: Float[Array, '...'],
+  advantages: Float[Array, '...'],
+  *,
+  response_mask: Bool[Array, '...'],
+  clip_low: float,
+  clip_high: float,
+) -> Float[Array, '']:
+  """Share of counted tokens that `ppo_clip_loss` gives no gradient."""
+  ratio = importance_ratios(
+    policy_logps, behavior_logps, response_mask=response_mask
   )
+  advantages = hide(advantages, response_mask)
+  too_high = (ratio > 1 + clip_high) & (advantages > 0)
+  too_low = (ratio < 1 - clip_low) & (advantages < 0)
+  return masked_mean(too_high | too_low, response_mask)

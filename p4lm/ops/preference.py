@@ -16,6 +16,8 @@ def bradley_terry_loss(
   label_smoothing: float = 0.0,
   flip_rate: float = 0.0,
   centring: float = 0.0,
+  tie_mask: Bool[Array, '...'] | None = None,
+  tie_odds: float = 0.0,
 ) -> Float[Array, '']:
   r"""Mean negative log-likelihood that raters prefer the chosen response.
 
@@ -39,6 +41,15 @@ def bradley_terry_loss(
   et al. 2024, eq. 12). `centring` c adds c (r_c + r_r)^2, which settles the
   free shift at a mean reward of zero (Eisenstein et al. 2023, eq. 6).
 
+  With `tie_odds` v above 0 raters may also call a tie (Davidson 1970):
+
+      P(chosen) : P(rejected) : P(tie) = e^{g/2} : e^{-g/2} : v
+
+  so that l(g) = log(e^{g/2} + e^{-g/2} + v) - g/2, and a pair in `tie_mask` has
+  the loss log(e^{g/2} + e^{-g/2} + v) - log v, without margin, smoothing or
+  flips. Among pairs that are no ties the odds are those of Bradley and Terry.
+  With v = 0 a tie counts as half a win of either side.
+
   >>> loss = bradley_terry_loss(jnp.array([1., 0.]), jnp.array([0., 2.]),
   ...                           pair_mask=jnp.ones(2, bool))
   >>> print(f'{loss:.4f}')
@@ -54,6 +65,10 @@ def bradley_terry_loss(
     label_smoothing: in [0, 0.5).
     flip_rate: in [0, 0.5); not together with label_smoothing.
     centring: 0 or more.
+    tie_mask: bool [B], pairs between which raters saw no difference (either
+      order), or None for none.
+    tie_odds: 0 or more; among equals a share v / (2 + v) are ties, so
+      2 p / (1 - p) for a share p.
   Returns:
     float32 [], nats a pair; zero when no pair is kept.
   Raises:
@@ -65,18 +80,26 @@ def bradley_terry_loss(
     rejected_rewards=rejected_rewards,
     pair_mask=pair_mask,
   )
-  _check_rates(label_smoothing, flip_rate, centring)
+  _check_rates(label_smoothing, flip_rate, centring, tie_odds)
   chosen = hide(chosen_rewards, pair_mask)
   rejected = hide(rejected_rewards, pair_mask)
   margin = jnp.broadcast_to(jnp.asarray(margin, chosen.dtype), chosen.shape)
-  gap = chosen - rejected - hide(margin, pair_mask)
-  as_labelled, as_flipped = jax.nn.softplus(-gap), jax.nn.softplus(gap)
+  plain = chosen - rejected
+  gap = plain - hide(margin, pair_mask)
+  as_labelled, as_flipped = _surprise(gap, tie_odds), _surprise(-gap, tie_odds)
   losses = (
     (1 - label_smoothing) * as_labelled + label_smoothing * as_flipped
     if label_smoothing
     else ((1 - flip_rate) * as_labelled - flip_rate * as_flipped)
     / (1 - 2 * flip_rate)
   )
+  if tie_mask is not None:
+    require_same_shape(tie_mask=tie_mask, pair_mask=pair_mask)
+    # l(g) + g / 2 is the logarithm of the sum of all odds.
+    as_tie = _surprise(plain, tie_odds) + plain / 2
+    if tie_odds:
+      as_tie -= jnp.log(tie_odds).astype(as_tie.dtype)
+    losses = jnp.where(tie_mask, as_tie, losses)
   losses += centring * jnp.square(chosen + rejected)
   return masked_mean(losses, pair_mask)
 
@@ -97,7 +120,16 @@ def preference_accuracy(
   return masked_mean((jnp.sign(gap) + 1) / 2, pair_mask)
 
 
-def _check_rates(label_smoothing, flip_rate, centring):
+def _surprise(gap, tie_odds):
+  """-log P(chosen) of pairs whose chosen side is ahead by `gap`."""
+  if not tie_odds:
+    return jax.nn.softplus(-gap)
+  tie = jnp.full_like(gap, jnp.log(tie_odds))
+  odds = jnp.stack([gap / 2, -gap / 2, tie])
+  return jax.nn.logsumexp(odds, axis=0) - gap / 2
+
+
+def _check_rates(label_smoothing, flip_rate, centring, tie_odds):
   for name, rate in (
     ('label_smoothing', label_smoothing),
     ('flip_rate', flip_rate),
@@ -109,5 +141,6 @@ def _check_rates(label_smoothing, flip_rate, centring):
       'label_smoothing and flip_rate are two answers to noisy labels: set one '
       f'to 0, got {label_smoothing} and {flip_rate}'
     )
-  if centring < 0:
-    raise ValueError(f'centring must be 0 or more, got {centring}')
+  for name, size in (('centring', centring), ('tie_odds', tie_odds)):
+    if size < 0:
+      raise ValueError(f'{name} must be 0 or more, got {size}')

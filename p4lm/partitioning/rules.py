@@ -22,6 +22,8 @@ STANDARD_RULES: Rules = {
   'length': None,
   'embed': 'fsdp',
   'heads': 'model',
+  # Grouped queries share few key heads, down to one: kept whole.
+  'kv_heads': None,
   'kv': None,
   'mlp': 'model',
   'vocab': 'model',

@@ -222,6 +222,9 @@ def _metrics(by_term, total, valid):
     if kept.size:
       metrics[f'reward/{name}/mean'] = float(kept.mean())
       metrics[f'reward/{name}/std'] = float(kept.std())
+    if kept.size and answer.spread is not None:
+      spread = answer.spread[answer.valid].mean(dtype=np.float64)
+      metrics[f'reward/{name}/spread'] = float(spread)
     metrics[f'reward/{name}/share_valid'] = _share(answer.valid)
     for event, count in answer.counts.items():
       metrics[f'reward/{name}/{event}'] = float(count)

@@ -14,10 +14,11 @@ from p4lm.data.prompts import Prompt, clean_text
 from p4lm.errors import UserError
 from p4lm.models.adapter import CF_KINDS
 from p4lm.models.soft_tokens import check_soft_tokens
+from p4lm.rewards import outputs
+from p4lm.rewards.outputs import RewardOutput
 from p4lm.rewards.terms import RewardRequest, TermValues
 from p4lm.rewards.text_encoding import CachingEncoder, repeats_of_each
 
-OUTPUTS = ('score', 'probability', 'log_probability', 'logit')
 OVERLONG = ('cut_end', 'invalid')
 
 
@@ -41,8 +42,9 @@ class LearnedTermConfig:
       that one program serves every call.
     length_buckets: shorter prompt lengths to pad to when a whole batch fits,
       each a program of its own (see `LearnedTerm.compile`).
-    output: 'score' is the model's number as it is; 'logit', 'probability' and
-      'log_probability' read it as log-odds, divided by `temperature`.
+    output: how the score is read; log-odds are divided by `temperature`.
+    heads, std_weight: how the heads of an ensemble become one, see
+      `RewardOutput`.
     temperature: of a calibration, 1 for none.
     population_mean: subtracted from the model's number. Preferences fix a
       score up to a constant; less its mean over a population of texts, 0 is
@@ -58,18 +60,20 @@ class LearnedTermConfig:
   batch_size: int = 128
   length_buckets: tuple[int, ...] = ()
   output: str = 'score'
+  heads: str = 'mean'
+  std_weight: float = 1.0
   temperature: float = 1.0
   population_mean: float = 0.0
   tokens_per_vector: int = 1
   overlong: str = 'cut_end'
 
   def __post_init__(self):
-    for name, known in (('output', OUTPUTS), ('overlong', OVERLONG)):
-      if getattr(self, name) not in known:
-        raise UserError(
-          f'LearnedTermConfig.{name} must be one of {", ".join(known)}, got '
-          f'{getattr(self, name)!r}'
-        )
+    self.reward_output  # noqa: B018 - checks its parts
+    if self.overlong not in OVERLONG:
+      raise UserError(
+        f'LearnedTermConfig.overlong must be one of {", ".join(OVERLONG)}, got '
+        f'{self.overlong!r}'
+      )
     for name in (
       'prompt_length',
       'response_length',
@@ -97,6 +101,11 @@ class LearnedTermConfig:
       )
 
   @property
+  def reward_output(self) -> RewardOutput:
+    """The parts that say how scores are read."""
+    return RewardOutput(self.output, self.heads, self.std_weight)
+
+  @property
   def lengths(self) -> tuple[int, ...]:
     """Every length that a batch may be padded to, ascending."""
     return tuple(sorted({*self.length_buckets, self.prompt_length}))
@@ -112,7 +121,8 @@ class LearnedTerm:
   Args:
     name: of the term.
     apply_fn: (params, prompt_tokens int [B, P], response_tokens int [R, L],
-      cf_embeddings float [B, N, E], cf_kind_ids int [B, N]) -> scores [R].
+      cf_embeddings float [B, N, E], cf_kind_ids int [B, N]) -> scores [R], or
+      [R, K] of the K heads of an ensemble.
     params: any pytree of arrays. An argument, not a constant of the program,
       so that large models compile quickly.
     config: lengths, batch size, how the score is read.
@@ -123,6 +133,7 @@ class LearnedTerm:
       text comes cleaned, so that no placeholder hides in it.
     cf_lookup: (kind, id) -> float [E]; None if prompts have no CF vectors.
     encoder: a `CachingEncoder` of this vocabulary shared with other terms.
+    checkpoint: hash of what `params` were read from, told with every answer.
 
   Attributes:
     num_compilations: programs built so far; constant once every length bucket
@@ -140,8 +151,10 @@ class LearnedTerm:
     build_prompt: Callable[[RewardRequest], Prompt | None],
     cf_lookup: Callable[[str, str], np.ndarray] | None = None,
     encoder: CachingEncoder | None = None,
+    checkpoint: str = '',
   ):
     self.name = name
+    self.checkpoint = checkpoint
     self.config = config
     self.num_compilations = 0
     self._params = params
@@ -162,14 +175,14 @@ class LearnedTerm:
   def from_model(
     cls, name: str, model: nnx.Module, config: LearnedTermConfig, **sources
   ) -> LearnedTerm:
-    """A term of a `RewardModel`, called as apply_fn is but for params.
+    """A term of a `RewardModel`, whose `head_scores` are read.
 
     The keyword arguments are those of the constructor.
     """
     graphdef, params = nnx.split(model)
 
     def apply_fn(params, *inputs):
-      return nnx.merge(graphdef, params)(*inputs)
+      return nnx.merge(graphdef, params).head_scores(*inputs)
 
     return cls(name, apply_fn, params, config, **sources)
 
@@ -191,15 +204,18 @@ class LearnedTerm:
     prompts = [self._build_prompt(request) for request in requests]
     asked = np.array([prompt is not None for prompt in prompts], bool)
     values = np.zeros(len(requests), np.float32)
+    spread = np.zeros(len(requests), np.float32)
     valid = asked.copy()
     counts = {'without_prompt': int((~asked).sum())}
     if asked.any():
-      values[asked], valid[asked], more = self._judge(
+      values[asked], spread[asked], valid[asked], more = self._judge(
         [prompt for prompt in prompts if prompt is not None],
         [request for request, kept in zip(requests, asked) if kept],
       )
       counts |= more
-    return TermValues(values, valid, counts)
+    return TermValues(
+      values, valid, counts, checkpoint=self.checkpoint, spread=spread
+    )
 
   def compile(self, request: RewardRequest, repeats: int = 1) -> None:
     """Builds the program of every length bucket, from a typical request.
@@ -241,7 +257,7 @@ class LearnedTerm:
       'truncated': int(overlong.sum()),
       'truncated_prompts': int(cut.sum()) * repeats,
     }
-    return self._read(scores), valid, counts
+    return *self._read(scores), valid, counts
 
   def _responses(self, requests):
     """int32 [R, L] with EOS, as in training, and bool [R] where cut."""
@@ -311,16 +327,13 @@ class LearnedTerm:
     return scores[: len(responses)]
 
   def _read(self, scores):
-    scores = scores - np.float32(self.config.population_mean)
-    if self.config.output == 'score':
-      return scores
-    logits = scores / np.float32(self.config.temperature)
-    if self.config.output == 'logit':
-      return logits
-    log_probabilities = -np.logaddexp(np.float32(0), -logits)
-    if self.config.output == 'log_probability':
-      return log_probabilities
-    return np.exp(log_probabilities)
+    """Values [R] and the heads' spread [R]."""
+    if scores.ndim == 1:
+      scores = scores[:, None]
+    score, spread = outputs.combined(scores, self.config.reward_output)
+    score = score - np.float32(self.config.population_mean)
+    value = outputs.read(score, self.config.output, self.config.temperature)
+    return value, spread
 
 
 def check_same_sources(

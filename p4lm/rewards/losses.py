@@ -1,14 +1,18 @@
 """Training losses of the reward kinds, as functions for a train step.
 
 Each factory takes `apply_fn(params, frozen, prompt_tokens, response_tokens,
-cf_embeddings, cf_kind_ids) -> scores [R]` and returns `loss_fn(params, frozen,
-batch, key) -> (loss, metrics)`. Batches are dicts:
+cf_embeddings, cf_kind_ids) -> scores [R]`, or [R, K] of K heads, and returns
+`loss_fn(params, frozen, batch, key) -> (loss, metrics)`. Batches are dicts:
 
   nli, relevance               response_tokens int [B, L], labels float [B]
-  appeal, personalization      chosen_tokens, rejected_tokens int [B, L]
+  appeal, personalization      chosen_tokens, rejected_tokens int [B, L], labels
+                               float [B], 0.5 for a tie (optional)
   all                          prompt_tokens int [B, P], cf_embeddings
                                [B, N, E], cf_kind_ids [B, N], example_mask
                                bool [B] (optional)
+
+Each head of an ensemble has a loss of its own, of which the mean is taken; the
+metrics are those of the heads' mean.
 """
 
 from __future__ import annotations
@@ -30,6 +34,10 @@ LossFn = Callable[
 ]
 
 
+# The label of a pair whose rater saw no difference.
+TIE = 0.5
+
+
 @dataclasses.dataclass(frozen=True)
 class RewardLossConfig:
   """Options of the reward losses; each kind reads its own.
@@ -39,6 +47,7 @@ class RewardLossConfig:
     flip_rate: pairwise, the known share of wrong labels.
     margin: pairwise, how far apart the scores should be.
     centring: pairwise, the pull of mean scores to 0.
+    tie_odds: pairwise, of a tie (Davidson 1970); 0 counts it as half a win.
     huber_delta: relevance; None takes the squared error.
   """
 
@@ -46,11 +55,16 @@ class RewardLossConfig:
   flip_rate: float = 0.0
   margin: float = 0.0
   centring: float = 0.0
+  tie_odds: float = 0.0
   huber_delta: float | None = None
 
 
 def make_reward_loss(
-  kind: str, apply_fn: ApplyFn, config: RewardLossConfig | None = None
+  kind: str,
+  apply_fn: ApplyFn,
+  config: RewardLossConfig | None = None,
+  *,
+  with_dropout: bool = False,
 ) -> LossFn:
   """The loss that trains a reward model of this kind.
 
@@ -58,59 +72,75 @@ def make_reward_loss(
   personalization: Bradley-Terry on pairs. relevance: squared or Huber error
   against the target.
 
+  Args:
+    kind: one of REWARD_KINDS.
+    apply_fn: scores responses.
+    config: options.
+    with_dropout: whether apply_fn takes a `dropout_key`; it is then given the
+      key of the step.
   Raises:
     UserError: an unknown kind.
   """
   check_kind(kind)
   config = config or RewardLossConfig()
+  if with_dropout:
+    score = lambda key, *inputs: apply_fn(*inputs, dropout_key=key)
+  else:
+    score = lambda key, *inputs: apply_fn(*inputs)
   if kind in CLASSIFIED:
-    return _classification_loss(apply_fn, config)
+    return _classification_loss(score, config)
   if kind in PAIRWISE:
-    return _pairwise_loss(apply_fn, config)
-  return _regression_loss(apply_fn, config)
+    return _pairwise_loss(score, config)
+  return _regression_loss(score, config)
 
 
-def _classification_loss(apply_fn, config):
+def _classification_loss(score, config):
   def loss_fn(params, frozen, batch, key):
-    del key
-    logits = _scores(apply_fn, params, frozen, batch, batch['response_tokens'])
+    logits = _scores(
+      score, key, params, frozen, batch, batch['response_tokens']
+    )
     labels, mask = batch['labels'], _example_mask(batch)
     loss = supervised.binary_cross_entropy(
       logits,
-      labels,
-      example_mask=mask,
+      _of_heads(labels, logits),
+      example_mask=_of_heads(mask, logits),
       label_smoothing=config.label_smoothing,
     )
-    nll = supervised.binary_cross_entropy(logits, labels, example_mask=mask)
-    accuracy = supervised.binary_accuracy(logits, labels, example_mask=mask)
+    mean = logits.mean(axis=1)
+    nll = supervised.binary_cross_entropy(mean, labels, example_mask=mask)
+    accuracy = supervised.binary_accuracy(mean, labels, example_mask=mask)
     tokens = _tokens(batch, batch['response_tokens'])
     return loss, {'nll': nll, 'accuracy': accuracy, 'tokens': tokens}
 
   return loss_fn
 
 
-def _pairwise_loss(apply_fn, config):
+def _pairwise_loss(score, config):
   def loss_fn(params, frozen, batch, key):
-    del key
     # Both sides are responses to one prompt, which is encoded once.
     sides = jnp.stack([batch['chosen_tokens'], batch['rejected_tokens']], 1)
     tokens = sides.reshape(-1, sides.shape[-1])
-    scores = _scores(apply_fn, params, frozen, batch, tokens)
-    chosen, rejected = scores.reshape(-1, 2).T
+    scores = _scores(score, key, params, frozen, batch, tokens)
+    chosen, rejected = scores[::2], scores[1::2]
     mask = _example_mask(batch)
+    is_tie = batch.get('labels', jnp.ones(mask.shape)) == TIE
     loss = preference.bradley_terry_loss(
       chosen,
       rejected,
-      pair_mask=mask,
+      pair_mask=_of_heads(mask, chosen),
       margin=config.margin,
       label_smoothing=config.label_smoothing,
       flip_rate=config.flip_rate,
       centring=config.centring,
+      tie_mask=_of_heads(is_tie, chosen),
+      tie_odds=config.tie_odds,
     )
+    chosen, rejected = chosen.mean(axis=1), rejected.mean(axis=1)
+    told = mask & ~is_tie
     metrics = {
-      'nll': preference.bradley_terry_loss(chosen, rejected, pair_mask=mask),
+      'nll': preference.bradley_terry_loss(chosen, rejected, pair_mask=told),
       'accuracy': preference.preference_accuracy(
-        chosen, rejected, pair_mask=mask
+        chosen, rejected, pair_mask=told
       ),
       'mean_score': masks.masked_mean(chosen + rejected, mask) / 2,
       'tokens': _tokens(batch, tokens),
@@ -120,21 +150,31 @@ def _pairwise_loss(apply_fn, config):
   return loss_fn
 
 
-def _regression_loss(apply_fn, config):
+def _regression_loss(score, config):
   def loss_fn(params, frozen, batch, key):
-    del key
-    scores = _scores(apply_fn, params, frozen, batch, batch['response_tokens'])
+    scores = _scores(
+      score, key, params, frozen, batch, batch['response_tokens']
+    )
     targets, mask = batch['labels'], _example_mask(batch)
-    error = supervised.squared_error(scores, targets, example_mask=mask)
-    loss = error
-    if config.huber_delta is not None:
-      loss = supervised.huber_loss(
-        scores, targets, example_mask=mask, delta=config.huber_delta
+    of_each = (_of_heads(targets, scores), _of_heads(mask, scores))
+    if config.huber_delta is None:
+      loss = supervised.squared_error(
+        scores, of_each[0], example_mask=of_each[1]
       )
+    else:
+      loss = supervised.huber_loss(
+        scores,
+        of_each[0],
+        example_mask=of_each[1],
+        delta=config.huber_delta,
+      )
+    mean = scores.mean(axis=1)
     metrics = {
-      'squared_error': error,
+      'squared_error': supervised.squared_error(
+        mean, targets, example_mask=mask
+      ),
       'correlation': supervised.pearson_correlation(
-        jax.lax.stop_gradient(scores), targets, example_mask=mask
+        jax.lax.stop_gradient(mean), targets, example_mask=mask
       ),
       'tokens': _tokens(batch, batch['response_tokens']),
     }
@@ -143,8 +183,10 @@ def _regression_loss(apply_fn, config):
   return loss_fn
 
 
-def _scores(apply_fn, params, frozen, batch, response_tokens):
-  return apply_fn(
+def _scores(score, key, params, frozen, batch, response_tokens):
+  """Scores [R, K] of every head."""
+  scores = score(
+    key,
     params,
     frozen,
     batch['prompt_tokens'],
@@ -152,6 +194,12 @@ def _scores(apply_fn, params, frozen, batch, response_tokens):
     batch['cf_embeddings'],
     batch['cf_kind_ids'],
   )
+  return scores[:, None] if scores.ndim == 1 else scores
+
+
+def _of_heads(values, scores):
+  """[B] as [B, K], the same for every head."""
+  return jnp.broadcast_to(values[:, None], scores.shape)
 
 
 def _tokens(batch, response_tokens):

@@ -44,11 +44,15 @@ class TermValues:
     values: float32 [B], of no meaning where not valid.
     valid: bool [B].
     counts: events worth a line in the log, such as {'truncated': 3}.
+    checkpoint: hash of the model that answered, '' for a rule.
+    spread: float32 [B], how far the heads of an ensemble disagree, or None.
   """
 
   values: np.ndarray
   valid: np.ndarray
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  checkpoint: str = ''
+  spread: np.ndarray | None = None
 
 
 class RewardTerm(Protocol):
@@ -114,15 +118,17 @@ def evaluate_term(
       )
   valid = answer.valid & np.isfinite(answer.values)
   values = np.where(valid, answer.values, 0.0).astype(np.float32)
-  return TermValues(values, valid, dict(answer.counts))
+  return dataclasses.replace(
+    answer, values=values, valid=valid, counts=dict(answer.counts)
+  )
 
 
 def _as_term_values(answer) -> TermValues:
   if isinstance(answer, TermValues):
-    return TermValues(
-      np.asarray(answer.values, np.float32),
-      np.asarray(answer.valid, bool),
-      answer.counts,
+    return dataclasses.replace(
+      answer,
+      values=np.asarray(answer.values, np.float32),
+      valid=np.asarray(answer.valid, bool),
     )
   # float turns None into NaN, and fails on what is no number.
   with np.errstate(over='ignore'):

@@ -11,6 +11,14 @@ choice, made explicit by `missing`:
   penalty       `penalty`, usually below any reward.
   score_anyway  what the reward terms say of the cut text.
   mask          no say: the sample is left out of the update and counted.
+
+Beside that, long responses may pay for their length before they are cut: from
+`overlong_from` tokens on a price that grows on a line to `overlong_penalty` at
+the limit L (the soft punishment of DAPO, Yu et al. 2025, eq. 13):
+
+  price = overlong_penalty * (length - overlong_from) / (L - overlong_from)
+
+The paper has no such price, and it is off by default.
 """
 
 from __future__ import annotations
@@ -33,10 +41,15 @@ class EosContract:
   Attributes:
     missing: one of MISSING_EOS_RULES.
     penalty: the reward under the rule 'penalty'.
+    overlong_from: tokens, EOS included, from which on length costs; None for
+      never.
+    overlong_penalty: what a response of the greatest length pays, 0 or more.
   """
 
   missing: str = 'zero'
   penalty: float = 0.0
+  overlong_from: int | None = None
+  overlong_penalty: float = 0.0
 
   def __post_init__(self):
     if self.missing not in MISSING_EOS_RULES:
@@ -51,6 +64,20 @@ class EosContract:
       )
     if not np.isfinite(self.penalty):
       raise UserError(f'EosContract.penalty must be finite: {self.penalty}')
+    if self.overlong_from is not None and self.overlong_from < 0:
+      raise UserError(
+        f'EosContract.overlong_from must be 0 or more: {self.overlong_from}'
+      )
+    if not 0 <= self.overlong_penalty < np.inf:
+      raise UserError(
+        'EosContract.overlong_penalty must be finite and 0 or more: '
+        f'{self.overlong_penalty}'
+      )
+    if self.overlong_penalty and self.overlong_from is None:
+      raise UserError(
+        f'EosContract.overlong_penalty is {self.overlong_penalty}, but without '
+        'overlong_from nothing pays it'
+      )
 
 
 def apply_eos_contract(
@@ -86,6 +113,34 @@ def apply_eos_contract(
     return rewards, valid & ~cut
   rewards[cut] = contract.penalty if contract.missing == 'penalty' else 0.0
   return rewards, valid | cut
+
+
+def overlong_prices(
+  lengths: np.ndarray, limit: int, contract: EosContract
+) -> np.ndarray:
+  """What each response pays for its length, float32 [B].
+
+  >>> overlong_prices(np.array([4, 6, 8]), 8, EosContract(
+  ...   overlong_from=4, overlong_penalty=1.0)).tolist()
+  [0.0, 0.5, 1.0]
+
+  Args:
+    lengths: int [B], counted tokens of each response.
+    limit: L, the most that a response may have.
+    contract: the rule.
+  Raises:
+    UserError: length costs only beyond the limit.
+  """
+  start = contract.overlong_from
+  if start is None:
+    return np.zeros(len(lengths), np.float32)
+  if start >= limit:
+    raise UserError(
+      f'EosContract.overlong_from is {start}, but responses have at most '
+      f'{limit} tokens; choose less'
+    )
+  over = np.clip((lengths - start) / (limit - start), 0.0, 1.0)
+  return (contract.overlong_penalty * over).astype(np.float32)
 
 
 def rewards_at_end(

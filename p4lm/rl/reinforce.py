@@ -6,34 +6,48 @@ Maximises, over prompts x and responses y of the policy,
 
 whose optimum for a prompt is reference(y) exp(r(x, y) / kl_coefficient) / Z.
 The gradient is estimated from G samples a prompt: each token's log-probability
-times the response's return less a baseline of the other samples.
-
-Of the paper's method this leaves out the learned value baseline; leave-one-out
-needs no second network and is unbiased as well.
+times the response's return less a baseline, which is made of the other samples
+or, as in the paper, learned.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from p4lm.errors import UserError
 from p4lm.ops import advantages as advantage_ops
-from p4lm.ops import kl, logprobs, masks, policy_gradient
+from p4lm.ops import masks, policy_gradient
+from p4lm.rl.eos import rewards_at_end
+from p4lm.rl.learner import Learner, Workbench
+from p4lm.rl.objective import (
+  Objective,
+  ScoreFn,
+  capped_ratios,
+  check_at_least,
+  check_choices,
+  kl_in_loss,
+  learnable,
+  loss_weight,
+  token_penalties,
+  update_metrics,
+)
+from p4lm.rl.on_policy import OnPolicyLearner
 from p4lm.rl.rollouts import Rollout
+from p4lm.rl.value_baseline import ValueConfig
 from p4lm.typing import Array
 
 _CHOICES = {
   'kl_estimator': ('k1', 'k2', 'k3'),
   'kl_in': ('reward', 'loss'),
-  'baseline': ('none', 'batch_mean', 'group_mean', 'leave_one_out'),
+  'baseline': ('none', 'batch_mean', 'group_mean', 'leave_one_out', 'value'),
   'standardise': ('none', 'batch', 'group'),
   'credit': ('response', 'to_go'),
-  'aggregation': ('response', 'token'),
+  'aggregation': masks.AGGREGATIONS,
 }
 
 
@@ -46,13 +60,18 @@ class ReinforceConfig:
     kl_estimator: k1, k2 or k3. In the reward only k1 gives the gradient of J.
     kl_in: 'reward' (paid token by token) or 'loss' (differentiated; k2 or k3).
     baseline: see `ops.advantages.baselines`; leave_one_out needs G >= 2.
+      'value' is learned: the state's value by a head on the anchor's hidden
+      states, see `rl.value_baseline`. Credit is then always to go.
     standardise: advantages to mean 0 and deviation 1 per 'batch' or 'group'.
     credit: 'response' or 'to_go', which part of the KL a token answers for.
     aggregation: 'response' sums over tokens and averages over responses, as J
-      does; 'token' averages over tokens.
+      does; 'response_mean' and 'token' average over tokens.
     entropy_coefficient: adds this much of the policy's entropy to J.
     ratio_cap: corrects samples of a slightly other policy by the importance
       ratio of each token, at most this; None for no correction.
+    value_decay: lambda of generalised advantages with a learned baseline; 1 is
+      unbiased.
+    value: how a learned baseline is learned.
   """
 
   kl_coefficient: float = 0.1
@@ -64,28 +83,44 @@ class ReinforceConfig:
   aggregation: str = 'response'
   entropy_coefficient: float = 0.0
   ratio_cap: float | None = None
+  value_decay: float = 1.0
+  value: ValueConfig = ValueConfig()
+
+  updates_per_step: ClassVar[int] = 1
 
   def __post_init__(self):
-    for name, known in _CHOICES.items():
-      if getattr(self, name) not in known:
-        raise UserError(
-          f'ReinforceConfig.{name} must be one of {", ".join(known)}, got '
-          f'{getattr(self, name)!r}'
-        )
-    for name in ('kl_coefficient', 'entropy_coefficient'):
-      if not getattr(self, name) >= 0:
-        raise UserError(
-          f'ReinforceConfig.{name} must be 0 or more, got {getattr(self, name)}'
-        )
+    name = type(self).__name__
+    check_choices(self, _CHOICES)
+    check_at_least(self, 0, 'kl_coefficient', 'entropy_coefficient')
     if self.kl_in == 'loss' and self.kl_estimator == 'k1':
       raise UserError(
-        'ReinforceConfig: k1 in the loss has an expected gradient of zero and '
+        f'{name}: k1 in the loss has an expected gradient of zero and '
         "would hold nothing back: set kl_in='reward', or kl_estimator k2 or k3"
       )
-    if self.ratio_cap is not None and not self.ratio_cap >= 1:
+    if self.ratio_cap is not None:
+      check_at_least(self, 1, 'ratio_cap')
+    if not 0 <= self.value_decay <= 1:
       raise UserError(
-        f'ReinforceConfig.ratio_cap must be 1 or more, got {self.ratio_cap}'
+        f'{name}.value_decay must be in [0, 1], got {self.value_decay}'
       )
+    if self.baseline == 'value' and self.standardise == 'group':
+      raise UserError(
+        f"{name}: standardise='group' is of whole responses, a learned "
+        "baseline of tokens: set standardise to 'batch' or 'none'"
+      )
+
+  def objective(self, score_fn: ScoreFn) -> Objective:
+    """One update a rollout."""
+    return Objective(make_reinforce_loss(score_fn, self))
+
+  def learner(self, bench: Workbench) -> Learner:
+    """Learns from each rollout as it comes."""
+    values = self.value if self.baseline == 'value' else None
+    return OnPolicyLearner(
+      bench,
+      self.objective(bench.score_fn),
+      values and values.make(bench, self),
+    )
 
 
 def make_reinforce_loss(
@@ -112,11 +147,11 @@ def make_reinforce_loss(
     del key
     policy_logps = score_fn(params, frozen, rollout)
     constant_logps = jax.lax.stop_gradient(policy_logps)
-    valid = rollout.valid & _can_be_replayed(constant_logps, rollout)
+    valid = learnable(rollout, constant_logps)
     mask = rollout.response_mask & valid[:, None]
     advantages = reinforce_advantages(rollout, constant_logps, valid, config)
-    weighted = advantages * _importance_weights(
-      constant_logps, rollout, mask, config
+    weighted = advantages * capped_ratios(
+      constant_logps, rollout.behavior_logps, mask, config.ratio_cap
     )
     loss = policy_gradient.reinforce_loss(
       policy_logps,
@@ -125,13 +160,15 @@ def make_reinforce_loss(
       aggregation=config.aggregation,
     )
     if config.kl_in == 'loss':
-      loss += config.kl_coefficient * kl.kl_loss(
+      loss += kl_in_loss(
         policy_logps,
-        rollout.reference_logps,
-        mask=mask,
+        rollout,
+        mask,
+        coefficient=config.kl_coefficient,
         estimator=config.kl_estimator,
       )
-    metrics = _metrics(rollout, constant_logps, advantages, valid, mask)
+    metrics = update_metrics(rollout, constant_logps, advantages, valid, mask)
+    metrics['loss_weight'] = loss_weight(mask, config.aggregation)
     return loss, metrics
 
   return loss_fn
@@ -150,17 +187,14 @@ def reinforce_advantages(
     policy_logps: float [B, L], constants.
     valid: bool [B], the samples to learn from.
     config: KL, baseline, credit and standardisation.
+  Raises:
+    ValueError: a learned baseline, and the rollout has no values.
   """
   mask = rollout.response_mask & valid[:, None]
-  penalties = config.entropy_coefficient * masks.hide(policy_logps, mask)
-  if config.kl_in == 'reward':
-    penalties += config.kl_coefficient * kl.kl_estimates(
-      policy_logps,
-      rollout.reference_logps,
-      mask=mask,
-      estimator=config.kl_estimator,
-    )
+  penalties = token_penalties(rollout, policy_logps, mask, config)
   rewards = masks.hide(rollout.rewards, valid)
+  if config.baseline == 'value':
+    return _value_advantages(rollout, rewards, penalties, mask, config)
   returns = rewards - jnp.sum(penalties, axis=1)
   groups = {'valid': valid, 'group_size': rollout.group_size}
   baseline = advantage_ops.baselines(
@@ -179,39 +213,18 @@ def reinforce_advantages(
   return advantages / deviation[:, None]
 
 
-def _can_be_replayed(policy_logps, rollout):
-  return jnp.all(jnp.isfinite(policy_logps) | ~rollout.response_mask, axis=1)
-
-
-def _importance_weights(policy_logps, rollout, mask, config):
-  if config.ratio_cap is None:
-    return jnp.ones((), policy_logps.dtype)
-  ratios = policy_gradient.importance_ratios(
-    policy_logps, rollout.behavior_logps, response_mask=mask
-  )
-  return jnp.minimum(ratios, config.ratio_cap)
-
-
-def _metrics(rollout, policy_logps, advantages, valid, mask):
-  def per_response(values):
-    return masks.masked_mean(jnp.sum(values, axis=1), valid)
-
-  def divergence(estimator):
-    return per_response(
-      kl.kl_estimates(
-        policy_logps, rollout.reference_logps, mask=mask, estimator=estimator
-      )
+def _value_advantages(rollout, rewards, penalties, mask, config):
+  if rollout.values is None:
+    raise ValueError(
+      "baseline='value' needs rollouts with a critic's values; got none"
     )
-
-  drift = logprobs.logprob_drift(policy_logps, rollout.behavior_logps, mask)
-  return {
-    'reward': masks.masked_mean(rollout.rewards, valid),
-    'kl': divergence('k1'),
-    'kl_k3': divergence('k3'),
-    'token_entropy': -masks.masked_mean(policy_logps, mask),
-    'response_length': per_response(mask),
-    'advantage_std': masks.masked_std(advantages, mask),
-    'share_valid': jnp.mean(valid, dtype=policy_logps.dtype),
-    'tokens': (rollout.prompt_tokens != 0).sum() + rollout.response_mask.sum(),
-    **drift,
-  }
+  advantages = advantage_ops.generalised_advantages(
+    rewards_at_end(rewards, mask) - penalties,
+    rollout.values,
+    response_mask=mask,
+    decay=config.value_decay,
+  )
+  if config.standardise == 'none':
+    return advantages
+  mean, deviation = advantage_ops.token_location_and_scale(advantages, mask)
+  return masks.hide((advantages - mean) / deviation, mask)

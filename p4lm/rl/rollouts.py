@@ -18,7 +18,8 @@ from p4lm.errors import UserError
 from p4lm.ops.masks import ends_with_eos
 from p4lm.rewards.joint import JointValues
 from p4lm.rewards.terms import RewardRequest
-from p4lm.rl.eos import EosContract, apply_eos_contract
+from p4lm.rl.eos import EosContract, apply_eos_contract, overlong_prices
+from p4lm.rl.phases import PhaseClock
 from p4lm.typing import Array
 
 PROMPT_FEATURES = ('prompt_tokens', 'cf_embeddings', 'cf_kind_ids')
@@ -36,6 +37,8 @@ PROMPT_FEATURES = ('prompt_tokens', 'cf_embeddings', 'cf_kind_ids')
     'reference_logps',
     'rewards',
     'valid',
+    'kl_coefficients',
+    'values',
   ),
   meta_fields=(),
 )
@@ -53,6 +56,10 @@ class Rollout:
     reference_logps: float [B, L], of the frozen anchor model.
     rewards: float [B], at EOS.
     valid: bool [B], False for samples that must not be learned from.
+    kl_coefficients: float [B], in place of the algorithm's own coefficient;
+      None for that.
+    values: float [B, L], a critic's, of the state before each token; None for
+      algorithms without a critic.
   """
 
   prompt_tokens: Array
@@ -64,6 +71,8 @@ class Rollout:
   reference_logps: Array
   rewards: Array
   valid: Array
+  kl_coefficients: Array | None = None
+  values: Array | None = None
 
   @property
   def group_size(self) -> int:
@@ -74,6 +83,30 @@ class Rollout:
   def prompts(self) -> dict[str, Array]:
     """The prompt features, as a model's batch."""
     return {name: getattr(self, name) for name in PROMPT_FEATURES}
+
+
+def rollout_shapes(
+  features: Mapping[str, Any], group_size: int, length: int
+) -> Rollout:
+  """A rollout of `jax.ShapeDtypeStruct`s.
+
+  Args:
+    features: arrays or shapes of M prompts.
+    group_size: G, responses a prompt.
+    length: L.
+  """
+  rows = features['prompt_tokens'].shape[0] * group_size
+  of = jax.ShapeDtypeStruct
+  logps = of((rows, length), np.float32)
+  return Rollout(
+    **{name: features[name] for name in PROMPT_FEATURES},
+    response_tokens=of((rows, length), np.int32),
+    response_mask=of((rows, length), np.bool_),
+    behavior_logps=logps,
+    reference_logps=logps,
+    rewards=of((rows,), np.float32),
+    valid=of((rows,), np.bool_),
+  )
 
 
 class Samples(Protocol):
@@ -92,7 +125,8 @@ class Collected:
     rollout: what a learner needs.
     texts: B decoded responses.
     judged: the joint reward and its terms, before the EOS contract.
-    metrics: reward terms, lengths and shares, ready to be logged.
+    metrics: reward terms, lengths, shares and the seconds of each phase (of
+      the reference what the host still waited for it), ready to be logged.
   """
 
   rollout: Rollout
@@ -131,6 +165,7 @@ def collect_rollout(
   Raises:
     UserError: `subjects` does not fit the prompts, or a reward term fails.
   """
+  clock = PhaseClock()
   prompts = {name: prompts[name] for name in PROMPT_FEATURES}
   rows = len(prompts['prompt_tokens'])
   if len(subjects) != rows:
@@ -143,10 +178,11 @@ def collect_rollout(
   reference_logps = reference_fn(
     prompts, samples.response_tokens, samples.response_mask
   )
+  tokens = np.asarray(samples.response_tokens)
+  clock.ends('sample')
   finished = np.asarray(
     ends_with_eos(samples.response_tokens, samples.response_mask, eos_id)
   )
-  tokens = np.asarray(samples.response_tokens)
   texts = [decode_fn(row) for row in tokens]
   group_size = len(texts) // rows
   judged = reward_fn(
@@ -155,24 +191,45 @@ def collect_rollout(
       for row, text in enumerate(texts)
     ]
   )
+  contract = eos_contract or EosContract()
   rewards, valid = apply_eos_contract(
-    judged.total, judged.valid, finished, eos_contract or EosContract()
+    judged.total, judged.valid, finished, contract
   )
+  lengths = np.asarray(samples.response_mask).sum(axis=1)
+  prices = overlong_prices(lengths, tokens.shape[1], contract)
+  clock.ends('judge')
+  jax.block_until_ready(reference_logps)
+  clock.ends('reference')
   rollout = Rollout(
     **prompts,
     response_tokens=samples.response_tokens,
     response_mask=samples.response_mask,
     behavior_logps=samples.logps,
     reference_logps=reference_logps,
-    rewards=rewards,
+    rewards=rewards - prices,
     valid=valid,
   )
-  lengths = np.asarray(samples.response_mask).sum(axis=1)
+  kl = sampled_kl(samples.logps, reference_logps, samples.response_mask, valid)
   metrics = dict(judged.metrics) | {
+    'rollout/kl': kl if np.isfinite(kl) else 0.0,
     'rollout/length': float(lengths.mean()),
     'rollout/share_finished': float(finished.mean()),
     'rollout/share_valid': float(valid.mean()),
     'rollout/share_distinct': len(set(texts)) / len(texts),
     'rollout/share_empty': float(np.mean([not t.strip() for t in texts])),
+    **clock.metrics,
   }
   return Collected(rollout, texts, judged, metrics)
+
+
+def sampled_kl(
+  behavior_logps: Array,
+  reference_logps: Array,
+  response_mask: Array,
+  valid: np.ndarray,
+) -> float:
+  """Mean log-ratio of whole valid responses, nats; NaN when none is valid."""
+  gap = np.asarray(behavior_logps) - np.asarray(reference_logps)
+  per_response = np.where(np.asarray(response_mask), gap, 0.0).sum(axis=1)
+  kept = per_response[np.asarray(valid)]
+  return float(kept.mean()) if len(kept) else float('nan')

@@ -20,16 +20,19 @@ from p4lm.partitioning.shardings import (
   check_rows,
   describe_state,
   param_shardings,
+  put_batch,
   put_state,
 )
 from p4lm.pods import chips
 from p4lm.runs import model_directory
 from p4lm.runs.model_info import write_model_info
 from p4lm.training import loop
+from p4lm.training.leaf_names import leaf_name
 from p4lm.training.metric_writers import MetricWriter
 from p4lm.training.optimizers import OptimizerConfig
 from p4lm.training.state import TrainState
-from p4lm.training.step import LossFn, make_train_step
+from p4lm.training.step import LossFn, PlanFn, make_train_step
+from p4lm.typing import PyTree
 
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
 StepFlops = Callable[[Mapping], float]
@@ -83,11 +86,21 @@ class Fit:
   directory: Path | None
   config: FitConfig
 
-  def step_of(self, loss_fn: LossFn, flops: StepFlops | None = None):
-    """The compiled update of a loss, and the FLOPs of its batches."""
+  def step_of(
+    self,
+    loss_fn: LossFn,
+    plan: PlanFn | None = None,
+    *,
+    flops: StepFlops | None = None,
+  ):
+    """The compiled step of a loss, and the FLOPs of its batches.
+
+    See `make_train_step` for the plan.
+    """
     return make_train_step(
       loss_fn,
       self.optimizer,
+      plan=plan,
       accumulate=self.config.accumulate,
       schedule=self.schedule,
       state_shardings=jax.tree.map(lambda x: x.sharding, self.state),
@@ -95,19 +108,45 @@ class Fit:
       flops=flops,
     )
 
-  def run(self, step_fn, batches_from: Batches) -> TrainState:
+  def place(self, tree: PyTree) -> PyTree:
+    """A tree of arrays where the state's devices are."""
+    return put_state(tree, self.mesh, with_changes(self.config.axis_rules))
+
+  def place_batch(self, features: PyTree) -> PyTree:
+    """Features with their rows divided among the mesh's data shards."""
+    named, structure = jax.tree.flatten_with_path(features)
+    names = [leaf_name(path) for path, _ in named]
+    placed = put_batch(dict(zip(names, (x for _, x in named))), self.mesh)
+    return jax.tree.unflatten(structure, [placed[name] for name in names])
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    """The devices."""
+    return self.sharding.mesh
+
+  def run(
+    self,
+    step_fn,
+    batches_from: Batches,
+    extra_state: loop.ExtraState | None = None,
+  ) -> TrainState:
     """Trains to the last step, from the newest checkpoint if there is one.
 
     The mesh is in force meanwhile, so that models can pin their activations.
+
+    Args:
+      step_fn: (state, batch) -> (state, metrics).
+      batches_from: (step) -> batches from that step on.
+      extra_state: what the checkpoints must hold beside the state.
     """
     writer = MetricWriter(self.directory)
     try:
-      with jax.set_mesh(self.sharding.mesh):
-        return self._train(step_fn, batches_from, writer)
+      with jax.set_mesh(self.mesh):
+        return self._train(step_fn, batches_from, writer, extra_state)
     finally:
       writer.close()
 
-  def _train(self, step_fn, batches_from, writer) -> TrainState:
+  def _train(self, step_fn, batches_from, writer, extra_state) -> TrainState:
     return loop.train(
       self.state,
       step_fn,
@@ -118,19 +157,33 @@ class Fit:
       log_every=self.config.log_every,
       checkpoint_every=self.config.checkpoint_every,
       description=self.directory.name,
+      extra_state=extra_state,
       peak_flops=chips.peak_flops(list(self.sharding.mesh.devices.flat)),
     )
 
 
-def prepare(module: nnx.Module, directory: Path, config: FitConfig) -> Fit:
+def prepare(
+  module: nnx.Module,
+  directory: Path,
+  config: FitConfig,
+  updates_per_step: int = 1,
+) -> Fit:
   """Splits the module, places it on the mesh, writes `model-info.txt`.
 
+  Args:
+    module: what is trained, in part or whole.
+    directory: of the run.
+    config: how long, how fast and where.
+    updates_per_step: updates that a step will make; the optimizer's schedule
+      and its warm-up count updates.
   Raises:
     UserError: a stage that selects nothing, or a mesh that does not fit.
   """
   mesh, rules = make_mesh(config.mesh_shape), with_changes(config.axis_rules)
   graphdef, params, frozen = split_trainable(module, config.stage)
-  optimizer = config.optimizer.make(config.steps)
+  updates = config.steps * updates_per_step
+  optimizer = config.optimizer.make(updates)
+  schedule = config.optimizer.make_schedule(updates)
   state = TrainState.create(
     put_state(params, mesh, rules),
     optimizer,
@@ -141,7 +194,8 @@ def prepare(module: nnx.Module, directory: Path, config: FitConfig) -> Fit:
   # first one does, or the second step compiles the update again.
   state = put_state(state, mesh, rules)
   write_model_info(directory, state, mesh)
-  return _fit(graphdef, state, optimizer, mesh, directory, config)
+  by_step = lambda step: schedule(step * updates_per_step)
+  return _fit(graphdef, state, optimizer, by_step, mesh, directory, config)
 
 
 def prepare_abstract(
@@ -167,7 +221,8 @@ def prepare_abstract(
     frozen,
   )
   state = describe_state(state, mesh, with_changes(config.axis_rules))
-  return _fit(graphdef, state, optimizer, mesh, None, config)
+  schedule = config.optimizer.make_schedule(config.steps)
+  return _fit(graphdef, state, optimizer, schedule, mesh, None, config)
 
 
 def check_layout(
@@ -190,12 +245,12 @@ def check_layout(
   check_rows({'of every batch': batch_size}, mesh)
 
 
-def _fit(graphdef, state, optimizer, mesh, directory, config) -> Fit:
+def _fit(graphdef, state, optimizer, schedule, mesh, directory, config) -> Fit:
   return Fit(
     graphdef=graphdef,
     state=state,
     optimizer=optimizer,
-    schedule=config.optimizer.make_schedule(config.steps),
+    schedule=schedule,
     sharding=batch_sharding(mesh),
     directory=directory,
     config=config,

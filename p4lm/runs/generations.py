@@ -46,6 +46,7 @@ class Generations:
       prompt_length=model.card.prompt_length,
       batch_size=batch_size,
       length_bucket=model.card.prompt_length,
+      pad_id=model.config.lm.pad_id,
     )
 
   def texts(

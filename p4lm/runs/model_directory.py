@@ -2,7 +2,8 @@
 
   OUTPUT_DIR/
     model.json         sizes, kind, task, lengths, hashes of what it was made of
-    vocabulary.model   the SentencePiece model whose ids it speaks
+    vocabulary.model   the SentencePiece model whose ids it speaks, or
+                     vocabulary.json, byte pairs; a model may have neither
     checkpoints/       its steps, see `checkpoints.manager`
 
 CF tables can be far larger than a model, so they are named by path and hash
@@ -14,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from pathlib import Path
 
 from flax import nnx
@@ -22,13 +22,15 @@ from flax import nnx
 from p4lm.cf.tables import CFTables
 from p4lm.checkpoints import integrity
 from p4lm.checkpoints.manager import CheckpointStore
+from p4lm.data.byte_pairs import BytePairVocabulary
+from p4lm.data.token_ids import TokenIds
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.errors import UserError
 from p4lm.models import lora
+from p4lm.models.language_model import LMConfig
 from p4lm.models.recommender import Recommender, RecommenderConfig
 from p4lm.models.reward_model import RewardModel, RewardModelConfig
 from p4lm.models.selection import parameter_name, split_trainable
-from p4lm.models.t5 import T5Config
 from p4lm.partitioning.build import build_model
 
 _MODULES = {RecommenderConfig: Recommender, RewardModelConfig: RewardModel}
@@ -36,6 +38,7 @@ _CONFIGS = {'recommender': RecommenderConfig, 'reward': RewardModelConfig}
 _VOCABULARY_MULTIPLE = 64
 
 Config = RecommenderConfig | RewardModelConfig
+AnyVocabulary = Vocabulary | BytePairVocabulary | TokenIds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +50,11 @@ class ModelCard:
     config: the model's configuration.
     task: the task that it was trained on last.
     prompt_length, response_length: P and L in tokens.
-    vocabulary_sha256: of `vocabulary.model`.
+    vocabulary_sha256: of `vocabulary.model`; None for a model that has none.
     cf_dir, cf_sha256: the CF tables that it reads; None for text alone.
     stage: what trained, which is how the checkpoint's items are divided.
     lora: arguments of `lora.apply_lora`, or None.
+    eos_id: ends a response, for a model without a vocabulary.
   """
 
   kind: str
@@ -58,11 +62,12 @@ class ModelCard:
   task: str
   prompt_length: int
   response_length: int
-  vocabulary_sha256: str
+  vocabulary_sha256: str | None
   cf_dir: str | None = None
   cf_sha256: str | None = None
   stage: str = 'full'
   lora: dict | None = None
+  eos_id: int | None = None
 
   def model_config(self) -> Config:
     return _CONFIGS[self.kind].from_json(json.dumps(self.config))
@@ -77,7 +82,7 @@ class LoadedModel:
     card: its `model.json`.
     config: sizes.
     graphdef, params: `nnx.merge(graphdef, params)` is the module.
-    vocabulary: its SentencePiece model.
+    vocabulary: its SentencePiece model, or what stands for one.
     cf_tables: its CF tables, or None.
     step: the checkpoint's step.
     identity: of the checkpoint, see `checkpoints.integrity`.
@@ -88,7 +93,7 @@ class LoadedModel:
   config: Config
   graphdef: nnx.GraphDef
   params: nnx.State
-  vocabulary: Vocabulary
+  vocabulary: AnyVocabulary
   cf_tables: CFTables | None
   step: int
   identity: str = ''
@@ -116,7 +121,7 @@ def abstract_module(config: Config) -> nnx.Module:
   return nnx.eval_shape(lambda: _module(config))
 
 
-def sizes_for(sizes: T5Config, vocabulary: Vocabulary) -> T5Config:
+def sizes_for(sizes: LMConfig, vocabulary: Vocabulary) -> LMConfig:
   """The sizes with an embedding row for every id, a multiple of 64."""
   rows = -(-vocabulary.size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
   return dataclasses.replace(sizes, vocab_size=rows)
@@ -124,6 +129,11 @@ def sizes_for(sizes: T5Config, vocabulary: Vocabulary) -> T5Config:
 
 def check_same_vocabulary(start: LoadedModel, vocabulary: Vocabulary) -> None:
   """Raises UserError when a checkpoint speaks another vocabulary."""
+  if start.vocabulary.sha256 is None:
+    raise UserError(
+      f'CHECKPOINT {start.directory} has no vocabulary of p4lm, so it can be '
+      'sampled and scored but not trained on texts'
+    )
   if start.vocabulary.sha256 != vocabulary.sha256:
     raise UserError(
       f'CHECKPOINT {start.directory} speaks another vocabulary than '
@@ -173,7 +183,7 @@ def describe(
   config: Config,
   *,
   task: str,
-  vocabulary: Vocabulary,
+  vocabulary: AnyVocabulary,
   prompt_length: int,
   response_length: int,
   tables: CFTables | None = None,
@@ -193,6 +203,7 @@ def describe(
     cf_sha256=None if tables is None else tables.sha256,
     stage=stage,
     lora=lora_config,
+    eos_id=vocabulary.eos_id if vocabulary.sha256 is None else None,
   )
 
 
@@ -208,12 +219,13 @@ def continued(
 
 
 def write_card(
-  directory: Path, card: ModelCard, vocabulary: Vocabulary
+  directory: Path, card: ModelCard, vocabulary: AnyVocabulary
 ) -> None:
   """Writes `model.json` and copies the vocabulary, each atomically."""
-  partial = directory / '.vocabulary.model.partial'
-  shutil.copyfile(vocabulary.path, partial)
-  os.replace(partial, directory / 'vocabulary.model')
+  if vocabulary.file_name is not None:
+    partial = directory / f'.{vocabulary.file_name}.partial'
+    partial.write_bytes(vocabulary.contents)
+    os.replace(partial, directory / vocabulary.file_name)
   partial = directory / '.model.json.partial'
   partial.write_text(json.dumps(dataclasses.asdict(card), indent=2) + '\n')
   os.replace(partial, directory / 'model.json')
@@ -259,9 +271,8 @@ def load_model(
     raise UserError(
       f'CHECKPOINT {directory} holds a {card.kind} model; a {kind} is needed'
     )
-  vocabulary = Vocabulary.load(directory / 'vocabulary.model')
-  _check_hash(vocabulary.path, vocabulary.sha256, card.vocabulary_sha256)
   config = card.model_config()
+  vocabulary = load_vocabulary(directory, card)
   graphdef, trained, frozen = split_trainable(
     nnx.eval_shape(lambda: _module(config, card.lora)), card.stage
   )
@@ -285,6 +296,19 @@ def _module(config: Config, lora_config: dict | None = None) -> nnx.Module:
   if lora_config is not None:
     lora.apply_lora(module, **lora_config, rngs=nnx.Rngs(0))
   return module
+
+
+def load_vocabulary(directory: Path, card: ModelCard) -> AnyVocabulary:
+  """The vocabulary of a model directory, or what stands for one."""
+  if card.vocabulary_sha256 is None:
+    return TokenIds(card.model_config().lm.vocab_size, card.eos_id)
+  kind = Vocabulary
+  if (directory / BytePairVocabulary.file_name).exists():
+    kind = BytePairVocabulary
+  path = directory / kind.file_name
+  vocabulary = kind.load(path)
+  _check_hash(path, vocabulary.sha256, card.vocabulary_sha256)
+  return vocabulary
 
 
 def _load_tables(card: ModelCard) -> CFTables | None:

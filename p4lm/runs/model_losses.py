@@ -35,9 +35,14 @@ def maximum_likelihood(graphdef: nnx.GraphDef) -> LossFn:
 
 
 def scores_of(graphdef: nnx.GraphDef) -> Callable:
-  """(params, frozen, prompts, responses, CF vectors, kinds) -> scores [R]."""
+  """(params, frozen, prompts, responses, CF vectors, kinds) -> [R, K].
 
-  def apply_fn(params, frozen, *inputs):
-    return nnx.merge(graphdef, params, frozen)(*inputs)
+  The scores of every head of a reward model; options such as `dropout_key`
+  are handed on.
+  """
+
+  def apply_fn(params, frozen, *inputs, **options):
+    model = nnx.merge(graphdef, params, frozen)
+    return model.head_scores(*inputs, **options)
 
   return apply_fn

@@ -16,6 +16,7 @@ from flax import nnx
 
 from p4lm.decoding.sampler import SamplerConfig, sample
 from p4lm.decoding.scoring import score
+from p4lm.errors import UserError
 from p4lm.models import lora
 from p4lm.models.adapter import AdapterConfig
 from p4lm.models.flops import Shapes, UpdateFlops
@@ -202,7 +203,16 @@ def reinforce_steps(
 
   Policy, optimizer and anchor are all in memory during each; the reward
   models, which have sizes of their own, are not planned.
+
+  Raises:
+    UserError: an algorithm other than REINFORCE, or one with a critic.
   """
+  algorithm = algorithm or ReinforceConfig()
+  if not isinstance(algorithm, ReinforceConfig):
+    raise UserError(
+      f'compile_pod plans REINFORCE; train_rl has {type(algorithm).__name__}: '
+      'give --gin_file=runs/train_rl.gin'
+    )
   sampler = SamplerConfig(
     max_length=plan.response_length,
     temperature=temperature,

@@ -1,6 +1,8 @@
 """What a reward model's held-out examples say of it, beside its checkpoints.
 
-OUTPUT_DIR/report.json   {"kind", "split", "validation": {figure: number}}
+OUTPUT_DIR/report.json         {"kind", "split", "judged_by", "validation":
+                               {figure: number}, "test", "baselines", ...}
+OUTPUT_DIR/report/index.html   the same to look at
 """
 
 from __future__ import annotations
@@ -11,27 +13,32 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from p4lm.errors import UserError
+from p4lm.evaluation import reward_page
 
 FILE = 'report.json'
 
 
 def write_reward_report(
-  directory: Path, kind: str, split: str, figures: Mapping[str, float]
+  directory: Path, kind: str, split: str, content: Mapping
 ) -> None:
-  """Writes the report, whole, and one line of it to the screen.
+  """Writes the report, each file whole, and its table to the screen.
 
   Args:
     directory: of the reward model.
     kind: of the reward.
     split: that it was trained on.
-    figures: of the validation split, see `rewards.report`.
+    content: see `reward_evaluation.evaluate_reward`.
   """
-  content = {'kind': kind, 'split': split, 'validation': dict(figures)}
-  partial = directory / f'.{FILE}.partial'
-  partial.write_text(json.dumps(content, indent=2))
-  os.replace(partial, directory / FILE)
-  shown = ', '.join(f'{name} {value:.3f}' for name, value in figures.items())
-  print(f'{kind} reward on held-out texts: {shown}')
+  content = {'kind': kind, 'split': split, **content}
+  index = directory / 'report' / 'index.html'
+  index.parent.mkdir(parents=True, exist_ok=True)
+  _replace(index, reward_page.to_html(content))
+  # Last: who finds it finds a training that has ended.
+  _replace(
+    directory / FILE, json.dumps(content, indent=2, allow_nan=False) + '\n'
+  )
+  print(reward_page.to_text(content))
+  print(f'Report: {index}')
 
 
 def population_mean(directory: str | os.PathLike) -> float:
@@ -55,3 +62,9 @@ def population_mean(directory: str | os.PathLike) -> float:
     raise UserError(
       f'{path} is damaged ({error}); remove it and start its train_reward again'
     ) from error
+
+
+def _replace(path: Path, text: str) -> None:
+  partial = path.with_name(f'.{path.name}.partial')
+  partial.write_text(text, encoding='utf-8')
+  os.replace(partial, path)

@@ -2,11 +2,18 @@
 
 Each example is a user and an item that the user rated. Its negatives are the
 other items of the batch, and further ones drawn for all examples of the batch,
-with the correction for how often each item is drawn (`ops.sampled_softmax`).
+with the correction for how often each item is drawn (`ops.sampled_softmax`). An
+item's frequency among the pairs is known, so it is not estimated from the
+stream as by Yi et al. (2019). A batch is part of a shuffle, that is drawn
+without replacement, which changes the expected counts of M pairs by 1 / M.
 
-The gradient of a table is dense, and so is its update: a step of 1,024 pairs
-costs more in scores than in updates up to some millions of rows. Adagrad then
-leaves rows without gradient as they are, as a sparse update would.
+The gradient of a table is dense, and so is its update; with Adagrad rows that
+are not in the batch stay as they are, as under a sparse update. On one CPU core
+a step of 1,024 pairs at width 64 took 19 ms with the tables of MovieLens 1M
+(0.5 million numbers, 1,000 steps an epoch) and 88 ms with those of MovieLens
+25M (14 million, 24,000 steps), where passing over the tables is most of it.
+Scores grow with the square of the batch: 4,096 pairs took 300 ms, so larger
+batches make an epoch longer.
 """
 
 from __future__ import annotations

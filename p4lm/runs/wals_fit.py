@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import jax
@@ -71,14 +72,14 @@ class Wals:
       total=self.config.epochs, desc='fit_cf', unit='epoch', disable=None
     )
     with bar, MetricWriter(directory) as writer:
-      epochs = []
+      epochs, clock = [], _Clock()
 
       def on_epoch(epoch: int, objective: float) -> None:
         if not epochs:
           # The first epoch seen may be one that an earlier start finished.
           writer.drop_after(epoch - 1)
         epochs.append(epoch)
-        writer.write(epoch, {'objective': objective})
+        writer.write(epoch, {'objective': objective, **clock.lap()})
         bar.set_postfix(objective=f'{objective:.6g}')
         bar.update(epoch - bar.n)
 
@@ -106,3 +107,23 @@ class Wals:
   def clear(self, directory: Path) -> None:
     """Removes the state that only an unfinished fit needs."""
     (directory / _STATE).unlink(missing_ok=True)
+
+
+class _Clock:
+  """Seconds since the last lap: of the wall and of all cores."""
+
+  def __init__(self):
+    self._last = self._now()
+
+  def lap(self) -> dict[str, float]:
+    last, self._last = self._last, self._now()
+    return {
+      name: round(self._last[name] - last[name], 4) for name in self._last
+    }
+
+  @staticmethod
+  def _now() -> dict[str, float]:
+    return {
+      'epoch_secs': time.perf_counter(),
+      'epoch_cpu_secs': time.process_time(),
+    }

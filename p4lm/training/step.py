@@ -17,6 +17,7 @@ from p4lm.typing import Array, PyTree
 Batch = Mapping[str, Array | np.ndarray]
 Metrics = dict[str, Array]
 LossFn = Callable[[PyTree, PyTree, Batch, Array], tuple[Array, Metrics]]
+PlanFn = Callable[[PyTree, PyTree, Batch, Array], PyTree]
 
 # A loss may report how much its mean weighs (say, response tokens) and how
 # many tokens it read, a step how many FLOPs it took; these are sums, every
@@ -76,6 +77,7 @@ def make_train_step(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
   *,
+  plan: PlanFn | None = None,
   accumulate: int = 1,
   schedule: optax.Schedule | None = None,
   state_shardings: TrainState | None = None,
@@ -89,11 +91,18 @@ def make_train_step(
   `loss_weight` w_i (the denominator of its mean), the average is
   sum_i w_i g_i / sum_i w_i: exactly the gradient of the whole batch.
 
+  With a `plan` the step is several updates: the plan turns the batch, with the
+  parameters that the step began with, into K batches stacked along a new
+  leading axis, and each of them is an update. Metrics are means over the K.
+
   Args:
     loss_fn: (params, frozen, batch, key) -> (float [] mean loss, metrics).
       Metrics `loss_weight` and `tokens` are sums; the others, means.
     optimizer: over the params.
-    accumulate: microbatches a batch; divides the batch size.
+    plan: (params, frozen, batch, key) -> K batches, every array [K,...].
+    accumulate: microbatches a batch; divides the batch size. Where features
+      differ in length (B prompts, B * G responses), what belongs to a row of
+      the shortest stays together.
     schedule: learning rate by step, to report as `learning_rate`.
     state_shardings: TrainState of shardings that the next state must have;
       by default the compiler keeps those of the arrays given.
@@ -109,18 +118,45 @@ def make_train_step(
   def update(mutable, frozen, batch):
     step, params, opt_state, key = mutable
     step_key = jax.random.fold_in(key, step)
-    if accumulate == 1:
-      grads, metrics = _gradients(loss_fn, params, frozen, batch, step_key)
-    else:
-      grads, metrics = _accumulated_gradients(
-        loss_fn, params, frozen, _split(batch, accumulate), step_key
+    if plan is None:
+      params, opt_state, metrics = one_update(
+        params, opt_state, frozen, batch, step_key
       )
-    metrics['grad_norm'] = optax.tree.norm(grads)
+    else:
+      plan_key, updates_key = jax.random.split(step_key)
+      batches = plan(params, frozen, batch, plan_key)
+      params, opt_state, metrics = several_updates(
+        params, opt_state, frozen, batches, updates_key
+      )
     if schedule is not None:
       metrics['learning_rate'] = jnp.asarray(schedule(step), jnp.float32)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
     return (step + 1, params, opt_state, key), metrics
+
+  def one_update(params, opt_state, frozen, batch, key):
+    if accumulate == 1:
+      grads, metrics = _gradients(loss_fn, params, frozen, batch, key)
+    else:
+      grads, metrics = _accumulated_gradients(
+        loss_fn, params, frozen, _split(batch, accumulate), key
+      )
+    metrics['grad_norm'] = optax.tree.norm(grads)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, metrics
+
+  def several_updates(params, opt_state, frozen, batches, key):
+    def body(carry, inputs):
+      params, opt_state, metrics = one_update(*carry, frozen, *inputs)
+      return (params, opt_state), metrics
+
+    keys = jax.random.split(key, len(jax.tree.leaves(batches)[0]))
+    (params, opt_state), metrics = jax.lax.scan(
+      body, (params, opt_state), (batches, keys)
+    )
+    metrics = {
+      name: jnp.sum(x) if name in (LOSS_WEIGHT, TOKENS) else jnp.mean(x)
+      for name, x in metrics.items()
+    }
+    return params, opt_state, metrics
 
   shardings = {}
   if state_shardings is not None:
@@ -184,16 +220,26 @@ def _split(batch: Batch, accumulate: int) -> Batch:
   """[B,...] -> [A,B/A,...]; microbatch a has the rows a, a+A, a+2A, ...
 
   Neighbouring rows go to different microbatches, so that each device, which
-  holds consecutive rows, finds rows of its own in every microbatch.
+  holds consecutive rows, finds rows of its own in every microbatch. A feature
+  of B * G rows is split by groups of G.
   """
+  rows = min(len(x) for x in jax.tree.leaves(batch))
+  if rows % accumulate:
+    raise UserError(
+      f'accumulate={accumulate} does not divide the batch of {rows}; '
+      'choose a divisor, or another BATCH_SIZE'
+    )
 
   def split(x):
-    if x.shape[0] % accumulate:
+    if x.shape[0] % rows:
       raise UserError(
-        f'accumulate={accumulate} does not divide the batch of {x.shape[0]}; '
-        'choose a divisor, or another BATCH_SIZE'
+        f'accumulate={accumulate}: a feature has {x.shape[0]} rows, which is '
+        f'no multiple of the batch of {rows}'
       )
-    parts = x.reshape(-1, accumulate, *x.shape[1:])
-    return jnp.swapaxes(parts, 0, 1)
+    # Sizes in full: a batch of text alone has features without entries.
+    group, rest = x.shape[0] // rows, x.shape[1:]
+    parts = x.reshape(rows // accumulate, accumulate, group, *rest)
+    parts = jnp.swapaxes(parts, 0, 1)
+    return parts.reshape(accumulate, x.shape[0] // accumulate, *rest)
 
   return jax.tree.map(split, batch)

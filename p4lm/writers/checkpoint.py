@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from p4lm.data.prompts import Prompt
+from p4lm.data.token_ids import TokenIds
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.decoding.sampler import SamplerConfig, sample
 from p4lm.errors import UserError
@@ -43,9 +44,12 @@ class WritingRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-  """A response: its text, its tokens with EOS, their log-probabilities."""
+  """A response: its text, its tokens with EOS, their log-probabilities.
 
-  text: str
+  The text is None where the model has no tokenizer.
+  """
+
+  text: str | None
   tokens: list[int]
   logps: list[float]
 
@@ -63,6 +67,7 @@ class CheckpointWriter:
     prompt_length: P, longer prompts are cut at the end.
     batch_size: prompts at a time.
     length_bucket: prompts are padded to a multiple of this, at most P.
+    pad_id: what they are padded with, the language model's `pad_id`.
   """
 
   def __init__(
@@ -70,11 +75,12 @@ class CheckpointWriter:
     *,
     graphdef,
     params,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | TokenIds,
     cf_lookup: Callable[[str, str], np.ndarray] | None,
     prompt_length: int,
     batch_size: int = 64,
     length_bucket: int = _LENGTH_BUCKET,
+    pad_id: int = 0,
   ):
     self._graphdef, self._params = graphdef, params
     self._vocabulary = vocabulary
@@ -82,6 +88,7 @@ class CheckpointWriter:
     self._prompt_length = prompt_length
     self._batch_size = batch_size
     self._bucket = length_bucket
+    self._pad_id = pad_id
 
   def write(
     self,
@@ -117,15 +124,15 @@ class CheckpointWriter:
     length = min(
       self._prompt_length, -(-longest // self._bucket) * self._bucket
     )
-    tokens = np.zeros((self._batch_size, length), np.int32)
+    tokens = np.full((self._batch_size, length), self._pad_id, np.int32)
     for row, ids in enumerate(encoded):
       tokens[row, : min(len(ids), length)] = ids[:length]
     embeddings, kinds = self._cf_features(requests)
-    check_soft_tokens(
-      tokens[: len(requests)],
-      self._vocabulary.soft_token_id,
-      embeddings.shape[1],
-    )
+    soft_token_id = self._vocabulary.soft_token_id
+    if soft_token_id is not None:
+      check_soft_tokens(
+        tokens[: len(requests)], soft_token_id, embeddings.shape[1]
+      )
     return {
       'prompt_tokens': tokens,
       'cf_embeddings': embeddings,
@@ -135,7 +142,7 @@ class CheckpointWriter:
   def _encode(self, request: WritingRequest) -> Sequence[int]:
     if request.prompt_tokens is not None:
       return request.prompt_tokens
-    return self._vocabulary.encode(request.prompt.text)
+    return self._vocabulary.encode_prompt(request.prompt.text)
 
   def _cf_features(self, requests):
     wanted = [request.cf_ids() for request in requests]

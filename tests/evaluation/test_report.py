@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from p4lm.evaluation import charts
-from p4lm.evaluation.report import Report, Sample, SampleText, write_report
+from p4lm.evaluation.report import Report, write_report
+from p4lm.evaluation.report_samples import Sample, SampleText
 from p4lm.evaluation.statistics import Interval
 from p4lm.evaluation.table_one import CRITERIA, contrasts, table_one
 from p4lm.evaluation.text import text_statistics
@@ -176,3 +177,14 @@ def test_long_curves_are_thinned_by_means():
   points = charts._thin([(s, float(s)) for s in range(1000)])
   assert len(points) <= 150
   assert points[0] == (6, 3.0)
+
+
+def test_charts_have_a_colour_for_any_number_of_systems():
+  generator = np.random.default_rng(1)
+  scores = {
+    f'system {k}': {c: generator.normal(size=5) for c in CRITERIA}
+    for k in range(3 * len(charts.PALETTE))
+  }
+  table = table_one(scores, baseline='system 0', samples=20)
+  chart = charts.means_chart(table)
+  assert all(f'>{system}</text>' in chart for system in scores)

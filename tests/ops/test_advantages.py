@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -109,3 +110,50 @@ def test_token_advantages_by_hand():
 def test_bad_options_are_named(options, named):
   with pytest.raises(ValueError, match=named):
     advantages.baselines(jnp.zeros(4), valid=jnp.ones(4, bool), **options)
+
+
+def test_generalised_advantages_by_hand():
+  """Two tokens and three; V = 0 after the last one of each."""
+  rewards = jnp.array([[0.0, 4.0, jnp.nan], [1.0, 0.0, 2.0]])
+  values = jnp.array([[1.0, 2.0, jnp.nan], [3.0, 1.0, 5.0]])
+  mask = jnp.array([[True, True, False], [True, True, True]])
+  # deltas: [0 + 2 - 1, 4 - 2] and [1 + 1 - 3, 0 + 5 - 1, 2 - 5]
+  for decay, expected in (
+    (0.0, [[1, 2, 0], [-1, 4, -3]]),
+    (1.0, [[3, 2, 0], [0, 1, -3]]),
+    (0.5, [[2, 2, 0], [-1 + 2 - 0.75, 4 - 1.5, -3]]),
+  ):
+    found = jax.jit(
+      lambda r, v, d=decay: advantages.generalised_advantages(
+        r, v, response_mask=mask, decay=d
+      )
+    )(rewards, values)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_with_decay_one_they_are_returns_to_go_less_values():
+  generator = np.random.default_rng(0)
+  rewards, values = jnp.asarray(generator.normal(size=(2, 4, 5)), jnp.float32)
+  mask = jnp.arange(5)[None, :] < jnp.array([5, 3, 1, 0])[:, None]
+  found = advantages.generalised_advantages(rewards, values, response_mask=mask)
+  for row in range(4):
+    for column in range(5):
+      to_go = np.where(mask[row], rewards[row], 0)[column:].sum()
+      expected = to_go - values[row, column] if mask[row, column] else 0.0
+      np.testing.assert_allclose(found[row, column], expected, atol=1e-5)
+
+
+def test_generalised_advantages_take_no_gradient_from_values():
+  ones = jnp.ones((2, 3))
+  loss = lambda values: advantages.generalised_advantages(
+    ones, values, response_mask=ones > 0
+  ).sum()
+  assert not np.any(jax.grad(loss)(ones))
+
+
+def test_a_decay_out_of_range_is_refused():
+  ones = jnp.ones((1, 2))
+  with pytest.raises(ValueError, match=r'decay must be in \[0, 1\], got 1.5'):
+    advantages.generalised_advantages(
+      ones, ones, response_mask=ones > 0, decay=1.5
+    )

@@ -90,3 +90,26 @@ def test_bad_inputs_are_named(scores, labels, named):
   if named.startswith('labels'):
     with pytest.raises(ValueError, match=r'in \[0, 1\]'):
       calibration.brier_score([1.5], [1])
+
+
+def test_a_temperature_of_other_examples_is_taken():
+  scores, labels = _drawn(2.0, count=300)
+  found = calibration.calibration_of(scores, labels, temperature=2.0)
+  assert found.temperature == 2.0
+  np.testing.assert_allclose(
+    found.nll_scaled,
+    calibration.negative_log_likelihood(scores / 2.0, labels),
+  )
+
+
+@pytest.mark.parametrize('bins', [1, 7, 15])
+def test_reliability_bins_give_the_calibration_error(bins):
+  scores, labels = _drawn(3.0, count=500)
+  probabilities = special.expit(scores)
+  found = calibration.reliability(probabilities, labels, bins=bins)
+  gaps = np.abs(found.frequencies - found.probabilities)
+  np.testing.assert_allclose(
+    (gaps * found.counts).sum() / found.counts.sum(),
+    calibration.expected_calibration_error(probabilities, labels, bins=bins),
+  )
+  assert found.counts.sum() == 500 and (found.counts > 0).all()

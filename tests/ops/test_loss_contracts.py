@@ -13,9 +13,11 @@ import pytest
 
 from p4lm.ops import (
   contrastive,
+  critics,
   kl,
   policy_gradient,
   preference,
+  relative_rewards,
   sampled_softmax,
   supervised,
 )
@@ -123,6 +125,70 @@ CASES = {
     mask_ndim=2,
     largest=30.0,
   ),
+  'ppo_clip_response_mean': LossCase(
+    lambda x, c, m: policy_gradient.ppo_clip_loss(
+      x[0], c[0], c[1], response_mask=m, aggregation='response_mean'
+    ),
+    shapes=(_BL,),
+    constant_shapes=(_BL, _BL),
+    mask_ndim=2,
+    largest=30.0,
+  ),
+  'kl_k3_weighted': LossCase(
+    lambda x, c, m: kl.kl_loss(
+      x[0],
+      c[0],
+      mask=m,
+      estimator='k3',
+      aggregation='response_mean',
+      row_weights=jnp.arange(4.0),
+    ),
+    shapes=(_BL,),
+    constant_shapes=(_BL,),
+    mask_ndim=2,
+    largest=30.0,
+  ),
+  **{
+    f'rebel_{pairs}': LossCase(
+      lambda x, c, m, pairs=pairs: relative_rewards.rebel_loss(
+        x[0],
+        *c,
+        valid=m,
+        group_size=3 if pairs == 'all' else 2,
+        eta=0.5,
+        pairs=pairs,
+      ),
+      constant_shapes=((6,), (6,)),
+    )
+    for pairs in ('all', 'neighbours')
+  },
+  'critic': LossCase(
+    lambda x, c, m: critics.critic_loss(x[0], c[0], mask=m),
+    shapes=(_BL,),
+    constant_shapes=(_BL,),
+    mask_ndim=2,
+  ),
+  'conservative': LossCase(
+    lambda x, c, m: critics.conservative_penalty(
+      x[0][None], _TOKENS, c[0], response_mask=m
+    ),
+    shapes=((*_BL, 5),),
+    constant_shapes=((*_BL, 5),),
+    mask_ndim=2,
+  ),
+  **{
+    f'distillation_{direction}': LossCase(
+      lambda x, c, m, direction=direction: critics.distillation_loss(
+        x[0], c[0], response_mask=m, direction=direction
+      ),
+      shapes=((*_BL, 5),),
+      constant_shapes=((*_BL, 5),),
+      mask_ndim=2,
+      # Log-probabilities: exp of them must be representable.
+      largest=20.0,
+    )
+    for direction in ('reverse', 'forward')
+  },
   'info_nce': LossCase(
     lambda x, c, m: contrastive.info_nce_loss(*x, example_mask=m),
     shapes=((6, 4), (6, 4)),

@@ -144,3 +144,21 @@ def test_metrics_agree_with_ops_on_the_same_scores():
 def test_an_unknown_kind_is_named():
   with pytest.raises(UserError, match="relevance, got 'ndcg'"):
     make_reward_loss('ndcg', _apply_fn)
+
+
+@pytest.mark.parametrize('kind', ['nli', 'appeal', 'relevance'])
+def test_dropout_reads_the_key_of_the_step(kind):
+  def dropped(*inputs, dropout_key):
+    scores = _apply_fn(*inputs)
+    return jnp.where(
+      jax.random.bernoulli(dropout_key, 0.5, scores.shape), scores, 0.0
+    )
+
+  batch = _pairwise() if kind == 'appeal' else _pointwise([1.0, 0.0, 1.0])
+  loss_fn = make_reward_loss(kind, dropped, with_dropout=True)
+  losses = [
+    float(loss_fn(PARAMS, FROZEN, batch, jax.random.key(seed))[0])
+    for seed in (0, 0, 1, 2, 3)
+  ]
+  assert losses[0] == losses[1]
+  assert len(set(losses)) > 1

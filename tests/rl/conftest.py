@@ -18,7 +18,10 @@ import numpy as np
 import pytest
 
 from p4lm.ops import logprobs, masks
+from p4lm.rl.critics import CriticNetwork
+from p4lm.rl.learner import Anchor, Workbench
 from p4lm.rl.rollouts import Rollout
+from p4lm.training.step import make_train_step
 
 VOCABULARY, LENGTH, EOS_ID, CONTEXTS, PREFIXES = 3, 3, 1, 2, 13
 
@@ -53,12 +56,16 @@ class TinyMDP:
 
   def token_logps(self, table, contexts, tokens):
     """Log-probabilities [B, L] of tokens [B, L] in contexts [B]."""
+    states = table[contexts[:, None], self.prefix_rows(tokens)]
+    return logprobs.token_logprobs(states, tokens)
+
+  def prefix_rows(self, tokens):
+    """The table's row [B, L] of the state before each token."""
     first, second = tokens[:, 0], tokens[:, 1]
-    prefixes = jnp.stack(
+    return jnp.stack(
       [jnp.zeros_like(first), 1 + first, 4 + VOCABULARY * first + second],
       axis=1,
     )
-    return logprobs.token_logprobs(table[contexts[:, None], prefixes], tokens)
 
   def score_fn(self, params, frozen, rollout):
     """As a recommender's: prompts hold their context's number."""
@@ -86,6 +93,33 @@ class TinyMDP:
     log_z = jax.nn.logsumexp(tilted)
     return jnp.exp(tilted - log_z), kl_coefficient * log_z
 
+  def table_of(self, probabilities, context=0):
+    """Logits [CONTEXTS, 13, 3] that give the 15 responses these chances."""
+    table = np.zeros((CONTEXTS, PREFIXES, VOCABULARY))
+    starts = [()] + [(a,) for a in (0, 2)]
+    starts += [(a, b) for a in (0, 2) for b in (0, 2)]
+    for start in starts:
+      for token in range(VOCABULARY):
+        mass = sum(
+          float(chance)
+          for k, chance in enumerate(probabilities)
+          if self.begins(k, (*start, token))
+        )
+        row = table[context, self.prefix_row(start)]
+        row[token] = np.log(mass) if mass > 0 else -1e9
+    return table
+
+  def prefix_row(self, prefix):
+    """The table's row of the state after these tokens."""
+    if len(prefix) < 2:
+      return 1 + prefix[0] if prefix else 0
+    return 4 + VOCABULARY * prefix[0] + prefix[1]
+
+  def begins(self, response, prefix):
+    """Whether a response starts with these tokens."""
+    length = int(self.mask[response].sum())
+    return tuple(self.tokens[response, :length][: len(prefix)]) == prefix
+
   def rollout(self, responses, *, behavior=None, contexts=(0,), valid=None):
     """A rollout of the given responses [B], equally many for each context."""
     responses = jnp.asarray(responses)
@@ -110,6 +144,51 @@ class TinyMDP:
     )
 
 
+def tabular_bench(mdp, optimizer):
+  """What learners are made of, for policies and anchors that are tables."""
+
+  def distribution_fn(params, frozen, rollout):
+    del frozen
+    contexts = jnp.repeat(rollout.prompt_tokens[:, 0], rollout.group_size)
+    rows = mdp.prefix_rows(rollout.response_tokens)
+    return jax.nn.log_softmax(params[contexts[:, None], rows])
+
+  return Workbench(
+    step_of=lambda loss_fn, plan=None: make_train_step(
+      loss_fn, optimizer, plan=plan
+    ),
+    score_fn=mdp.score_fn,
+    distribution_fn=distribution_fn,
+    anchor=Anchor(
+      params=jnp.asarray(mdp.reference),
+      hidden_fn=None,
+      logps_fn=lambda table, rollout: distribution_fn(table, None, rollout),
+      width=0,
+      vocabulary_size=VOCABULARY,
+    ),
+    place=lambda tree: tree,
+    place_batch=lambda tree: tree,
+    key=jax.random.key(7),
+    example=mdp.rollout(jnp.arange(2)),
+  )
+
+
+def tabular_critics(mdp, heads=2):
+  """Q [K, CONTEXTS, 13, 3] and V [CONTEXTS, 13] as tables."""
+  shape = (CONTEXTS, PREFIXES)
+  start = np.random.default_rng(1).normal(size=(heads, *shape, VOCABULARY))
+
+  def states(rollout):
+    rows = mdp.prefix_rows(rollout.response_tokens)
+    return rollout.prompt_tokens[:, :1], rows
+
+  return CriticNetwork(
+    {'q': jnp.asarray(0.1 * start), 'v': jnp.zeros(shape)},
+    q_fn=lambda params, _, rollout, key: params['q'][:, *states(rollout)],
+    v_fn=lambda params, _, rollout: params['v'][*states(rollout)],
+  )
+
+
 @pytest.fixture(name='mdp', scope='session')
 def _mdp():
   generator = np.random.default_rng(5)
@@ -122,6 +201,16 @@ def _mdp():
     rewards=generator.normal(size=(CONTEXTS, len(tokens))),
     start=generator.normal(size=shape),
   )
+
+
+@pytest.fixture(name='make_bench', scope='session')
+def _make_bench(mdp):
+  return lambda optimizer: tabular_bench(mdp, optimizer)
+
+
+@pytest.fixture(name='make_critics', scope='session')
+def _make_critics(mdp):
+  return lambda heads=2: tabular_critics(mdp, heads)
 
 
 @pytest.fixture(name='float64')

@@ -243,14 +243,7 @@ def test_sampled_rollouts_converge_to_the_closed_form_optimum(mdp):
 
 def test_at_the_optimum_every_sample_has_the_same_return(mdp):
   """r - beta log(policy / reference) = beta log Z: advantages vanish."""
-  best = np.asarray(mdp.optimum(BETA)[0])
-  table = np.zeros((2, 13, 3))
-  for prefix, starts in _prefixes(mdp):
-    for token in range(3):
-      mass = sum(
-        best[k] for k in range(COUNT) if _begins(mdp, k, (*starts, token))
-      )
-      table[0, prefix, token] = np.log(mass) if mass > 0 else -1e9
+  table = mdp.table_of(mdp.optimum(BETA)[0])
   loss_fn = make_reinforce_loss(
     mdp.score_fn, ReinforceConfig(kl_coefficient=BETA)
   )
@@ -260,19 +253,6 @@ def test_at_the_optimum_every_sample_has_the_same_return(mdp):
     )
   )(jnp.asarray(table))
   np.testing.assert_allclose(gradient, np.zeros_like(table), atol=1e-10)
-
-
-def _prefixes(mdp):
-  yield 0, ()
-  for a in (0, 2):
-    yield 1 + a, (a,)
-    for b in (0, 2):
-      yield 4 + 3 * a + b, (a, b)
-
-
-def _begins(mdp, response, prefix):
-  length = int(mdp.mask[response].sum())
-  return tuple(mdp.tokens[response, :length][: len(prefix)]) == prefix
 
 
 def test_the_policy_of_the_rollout_has_no_drift(mdp):

@@ -85,6 +85,22 @@ def test_the_eos_contract_is_applied_to_the_total():
   np.testing.assert_array_equal(collected.rollout.rewards, [2, 10, 6, 0])
 
 
+def test_length_is_paid_for_after_the_rule_for_cut_responses():
+  contract = EosContract('score_anyway', overlong_from=1, overlong_penalty=4.0)
+  collected, _ = _collect(contract=contract)
+  # Lengths 2, 3, 3, 1 of at most 3 tokens.
+  np.testing.assert_allclose(
+    collected.rollout.rewards, [2 - 2, 10 - 4, 6 - 4, 0]
+  )
+
+
+def test_the_seconds_of_each_phase_are_told():
+  metrics = _collect()[0].metrics
+  phases = {name for name in metrics if name.startswith('secs/')}
+  assert phases == {'secs/sample', 'secs/judge', 'secs/reference'}
+  assert all(metrics[name] >= 0 for name in phases)
+
+
 def test_a_sample_without_a_reward_is_masked_not_zero():
   collected, _ = _collect(lambda r: np.nan if r.text == '5' else 1.0)
   np.testing.assert_array_equal(
@@ -112,7 +128,8 @@ def test_a_rollout_is_a_pytree_with_its_group_size():
     'cf_kind_ids',
   }
   leaves, structure = jax.tree.flatten(rollout)
-  assert len(leaves) == len(dataclasses.fields(Rollout))
+  # Of a rollout without the optional ones: KL coefficients and values.
+  assert len(leaves) == len(dataclasses.fields(Rollout)) - 2
   again = jax.tree.unflatten(structure, leaves)
   assert jax.jit(lambda r: r.rewards.sum())(again) == 8
 

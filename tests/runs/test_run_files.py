@@ -7,9 +7,9 @@ import pytest
 
 from p4lm.data.order import epoch_rows
 from p4lm.errors import UserError
-from p4lm.jobs.evaluate import other_users
 from p4lm.runs.jsonl import AnswerFile, read_requests
 from p4lm.runs.sample_log import SampleLog
+from p4lm.runs.system_texts import other_users
 
 
 @pytest.mark.parametrize(

@@ -204,3 +204,50 @@ def test_four_devices_give_one_devices_losses():
     text=True,
   )
   assert result.stdout.strip() == 'same losses', result.stderr[-2000:]
+
+
+def test_a_plan_is_several_updates_in_one_step():
+  """Two halves one after the other, as two steps would take them."""
+  optimizer = optax.adam(0.1)
+  batch = regression_batch()
+  seen = []
+
+  def plan(params, frozen, batch, key):
+    del frozen
+    seen.append((params['w'].shape, jax.random.key_data(key).shape))
+    return jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch)
+
+  planned = make_train_step(weighted_loss, optimizer, plan=plan)
+  state, metrics = planned(regression_state(optimizer), batch)
+  single = make_train_step(weighted_loss, optimizer)
+  expected, losses = regression_state(optimizer), []
+  for half in (slice(0, 4), slice(4, 8)):
+    expected, found = single(
+      expected, jax.tree.map(lambda x, half=half: x[half], batch)
+    )
+    losses.append(float(found['loss']))
+  np.testing.assert_allclose(state.params['w'], expected.params['w'], rtol=1e-6)
+  np.testing.assert_allclose(metrics['loss'], np.mean(losses), rtol=1e-6)
+  assert float(metrics['tokens']) == batch['mask'].sum()
+  assert int(state.step) == 1
+  assert seen == [((3,), (2,))]
+
+
+def test_microbatches_keep_what_belongs_to_a_row_together():
+  """Four prompts of three samples: each microbatch has whole groups."""
+
+  def loss_fn(params, frozen, batch, key):
+    del frozen, key
+    samples = batch['samples'].reshape(len(batch['prompts']), 3)
+    error = samples - params['w'][0] - batch['prompts'][:, None]
+    return jnp.mean(error**2), {'worst': jnp.max(jnp.abs(error))}
+
+  prompts = np.arange(4, dtype=np.float32)
+  batch = {'prompts': prompts, 'samples': np.repeat(prompts, 3) + 1}
+  optimizer = optax.sgd(0.1)
+  step_fn = make_train_step(loss_fn, optimizer, accumulate=2)
+  _, metrics = step_fn(regression_state(optimizer), batch)
+  assert float(metrics['worst']) == 1
+  uneven = {'prompts': prompts, 'samples': np.ones(13, np.float32)}
+  with pytest.raises(UserError, match='13 rows.*multiple of the batch of 4'):
+    step_fn(regression_state(optimizer), uneven)

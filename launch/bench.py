@@ -1,0 +1,221 @@
+r"""Speed and memory of p4lm beside the best libraries, in one run.
+
+  python launch/bench.py                        every benchmark, one core
+  python launch/bench.py wals --size=10m        one of them
+  python launch/bench.py --cores=0,1 --repeats=5 --output=runs/bench
+
+wals       seconds of an epoch of weighted ALS, 128 factors: p4lm (exact),
+           irspack (exact), implicit (three steps of conjugate gradients)
+reading    a MovieLens directory into p4lm's tables, splits and checks; beside
+           it pyarrow parsing the same file and doing nothing with it
+top_items  the best 20 of 376,000 items for 1,000 users: p4lm and faiss
+
+Contenders run one after the other in processes of their own, in turn, on the
+same cores and on the same generated data (in OUTPUT/data, kept for the next
+time; --size=small is for a trial). CPU seconds are those of all threads;
+medians over the repeats, with the least and the most. A library that is not
+installed is left out with a note: pip install 'p4lm[bench]'. Writes
+OUTPUT/bench.json and bench.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+
+HERE = pathlib.Path(__file__).resolve().parent
+CONTENDERS = HERE / 'contenders'
+if str(HERE) not in sys.path:
+  sys.path.insert(0, str(HERE))
+
+from contenders import ratings  # noqa: E402
+
+LIBRARIES = {
+  'wals': ('p4lm', 'irspack', 'implicit'),
+  'reading': ('p4lm', 'pyarrow'),
+  'top_items': ('p4lm', 'faiss'),
+}
+# The sizes that each benchmark is run at, unless --size says otherwise.
+SIZES = {'wals': ('1m', '10m'), 'reading': ('25m',), 'top_items': ('376k',)}
+# To see the program work in a minute.
+SMALL = 'small'
+NOT_INSTALLED = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the benchmarks named on the command line; 1 if a contender failed."""
+  options = _options(arguments)
+  output = pathlib.Path(options.output)
+  output.mkdir(parents=True, exist_ok=True)
+  rows, failures = [], 0
+  for benchmark in options.benchmarks or list(LIBRARIES):
+    sizes = SIZES[benchmark]
+    if options.size:
+      known = (*SIZES[benchmark], SMALL)
+      sizes = [size for size in options.size if size in known]
+    for size in sizes:
+      found, failed = _compare(benchmark, size, output, options)
+      rows += found
+      failures += failed
+      _save(output, rows, options)
+  print(f'\n{_table(rows)}\nwritten: {output / "bench.md"}')
+  return 1 if failures else 0
+
+
+def _options(arguments) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('benchmarks', nargs='*', metavar='BENCHMARK')
+  parser.add_argument('--output', default='runs/bench')
+  parser.add_argument(
+    '--cores', default='0', help='cores to run on, such as 0,1 (default: 0)'
+  )
+  parser.add_argument('--repeats', type=int, default=3)
+  parser.add_argument('--size', action='append', help='only these sizes')
+  options = parser.parse_args(arguments)
+  unknown = [name for name in options.benchmarks if name not in LIBRARIES]
+  if unknown:
+    parser.error(
+      f'no benchmark {unknown[0]!r}; choose from {", ".join(LIBRARIES)}'
+    )
+  known = {size for sizes in SIZES.values() for size in sizes} | {SMALL}
+  for size in options.size or ():
+    if size not in known:
+      parser.error(f'no size {size!r}; choose from {", ".join(sorted(known))}')
+  try:
+    cores = {int(core) for core in options.cores.split(',')}
+  except ValueError:
+    parser.error(f'--cores={options.cores} must be numbers, such as 0,1')
+  absent = cores - os.sched_getaffinity(0)
+  if absent:
+    parser.error(f'--cores={options.cores}: no core {min(absent)} here')
+  if options.repeats < 1:
+    parser.error(f'--repeats={options.repeats} must be 1 or more')
+  options.cores = sorted(cores)
+  return options
+
+
+def _compare(benchmark, size, output, options) -> tuple[list[dict], int]:
+  """Rows of one benchmark, one a library, and how many libraries failed."""
+  data = output / 'data' / size
+  if size in ratings.SHAPES and not (data / 'movies.csv').exists():
+    print(f'{benchmark} {size}: generating {data}', flush=True)
+    # In a process of its own: a child begins with its parent's peak memory.
+    generate = [sys.executable, str(CONTENDERS / 'ratings.py'), str(data), size]
+    subprocess.run(generate, check=True)
+  measured: dict[str, list[dict]] = {}
+  missing, failed = [], []
+  for repeat in range(options.repeats):
+    for library in LIBRARIES[benchmark]:
+      if library in missing or library in failed:
+        continue
+      status, answer = _run(
+        benchmark, library, size, data, output, options.cores
+      )
+      if status:
+        print(f'{benchmark} {size} {library}: {_reason(status)}', flush=True)
+        (missing if status == NOT_INSTALLED else failed).append(library)
+        continue
+      measured.setdefault(library, []).append(answer)
+      print(
+        f'{benchmark} {size} {library}, {repeat + 1} of {options.repeats}: '
+        f'{answer["cpu_secs"]:.2f} CPU-s, {answer["peak_mb"]} MB',
+        flush=True,
+      )
+  rows = [
+    {
+      'benchmark': benchmark,
+      'size': size,
+      'library': library,
+      'what': answers[0]['what'],
+      **{
+        name: {
+          'median': statistics.median(answer[name] for answer in answers),
+          'least': min(answer[name] for answer in answers),
+          'most': max(answer[name] for answer in answers),
+        }
+        for name in ('cpu_secs', 'wall_secs', 'peak_mb')
+      },
+    }
+    for library, answers in measured.items()
+  ]
+  return rows, len(failed)
+
+
+def _run(benchmark, library, size, data, output, cores) -> tuple[int, dict]:
+  """The exit status of a contender, and what it measured if that is 0."""
+  command = [
+    sys.executable,
+    str(CONTENDERS / f'{benchmark}.py'),
+    library,
+    size,
+    str(data),
+    str(output / 'work'),
+  ]
+  environment = os.environ | {
+    'BENCH_CORES': ','.join(map(str, cores)),
+    'JAX_PLATFORMS': 'cpu',
+  }
+  done = subprocess.run(
+    command, env=environment, stdout=subprocess.PIPE, text=True
+  )
+  if done.returncode:
+    return done.returncode, {}
+  return 0, json.loads(done.stdout.splitlines()[-1])
+
+
+def _reason(status: int) -> str:
+  if status == NOT_INSTALLED:
+    return 'not installed, left out'
+  return f'failed with status {status} (messages above)'
+
+
+def _save(output: pathlib.Path, rows: list[dict], options) -> None:
+  about = {
+    'machine': platform.machine(),
+    'processor': _processor(),
+    'cores': options.cores,
+    'repeats': options.repeats,
+    'python': platform.python_version(),
+  }
+  (output / 'bench.json').write_text(
+    json.dumps({'about': about, 'rows': rows}, indent=1) + '\n'
+  )
+  described = ', '.join(f'{name} {value}' for name, value in about.items())
+  (output / 'bench.md').write_text(f'{described}\n\n{_table(rows)}\n')
+
+
+def _processor() -> str:
+  try:
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:
+    return platform.processor()
+  names = [line.split(':', 1)[1] for line in lines if 'model name' in line]
+  return names[0].strip() if names else platform.processor()
+
+
+def _table(rows: list[dict]) -> str:
+  lines = [
+    '| Benchmark | Library | What is measured | CPU, s | Wall, s | Peak, MB |',
+    '|---|---|---|---|---|---|',
+  ]
+  for row in rows:
+    cpu, wall = row['cpu_secs'], row['wall_secs']
+    lines.append(
+      f'| {row["benchmark"]} {row["size"]} | {row["library"]} | {row["what"]} '
+      f'| {cpu["median"]:.2f} ({cpu["least"]:.2f} to {cpu["most"]:.2f}) '
+      f'| {wall["median"]:.2f} | {row["peak_mb"]["median"]:.0f} |'
+    )
+  return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
