@@ -23,6 +23,8 @@ CORE = [
   'flax>=0.12',
   'gin-config>=0.5',
   'grain>=0.2.12',
+  # TFDS prepares data sets with it, and does not ask for it.
+  'importlib-resources>=6.4',
   'jax>=0.10',
   'jaxtyping>=0.3',
   'matplotlib>=3.8',
@@ -61,7 +63,14 @@ EXTRAS = {
     'wheel>=0.43',
   ],
   # What launch/bench.py compares speeds with.
-  'bench': ['faiss-cpu>=1.8', 'implicit>=0.7', 'irspack>=0.4'],
+  'bench': [
+    'faiss-cpu>=1.8',
+    'implicit>=0.7',
+    'irspack>=0.4',
+    'torch>=2.6',
+    'transformers>=4.56.1,<5',
+    'trl>=0.24,<0.25',
+  ],
   # Reference implementations for parity tests; they skip where these miss.
   'parity': [
     'implicit>=0.7',

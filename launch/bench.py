@@ -9,13 +9,20 @@ wals       seconds of an epoch of weighted ALS, 128 factors: p4lm (exact),
 reading    a MovieLens directory into p4lm's tables, splits and checks; beside
            it pyarrow parsing the same file and doing nothing with it
 top_items  the best 20 of 376,000 items for 1,000 users: p4lm and faiss
+training   a step of T5 1.1 small and of a tiny T5, batch of 8 x (256 in, 64
+           out), AdamW: p4lm and transformers on PyTorch; tokens are all of the
+           batch, in and out
+sampling   64 tokens from the same models after prompts of 64, for 1, 8 and 32
+           prompts: p4lm and `generate` of transformers; tokens are those drawn
+rl         an iteration of GRPO on a tiny Llama, 8 prompts x 8 responses of 64
+           tokens, four trivial rewards: p4lm and TRL; and p4lm on a tiny T5
 
 Contenders run one after the other in processes of their own, in turn, on the
 same cores and on the same generated data (in OUTPUT/data, kept for the next
 time; --size=small is for a trial). CPU seconds are those of all threads;
-medians over the repeats, with the least and the most. A library that is not
-installed is left out with a note: pip install 'p4lm[bench]'. Writes
-OUTPUT/bench.json and bench.md.
+medians over the repeats, with the least and the most; a rate is of the wall
+seconds. A library that is not installed is left out with a note:
+pip install 'p4lm[bench]'. Writes OUTPUT/bench.json and bench.md.
 """
 
 from __future__ import annotations
@@ -32,21 +39,31 @@ from collections.abc import Sequence
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONTENDERS = HERE / 'contenders'
-if str(HERE) not in sys.path:
-  sys.path.insert(0, str(HERE))
-
-from contenders import ratings  # noqa: E402
-
 LIBRARIES = {
   'wals': ('p4lm', 'irspack', 'implicit'),
   'reading': ('p4lm', 'pyarrow'),
   'top_items': ('p4lm', 'faiss'),
+  'training': ('p4lm', 'transformers'),
+  'sampling': ('p4lm', 'transformers'),
+  'rl': ('p4lm', 'trl'),
 }
 # The sizes that each benchmark is run at, unless --size says otherwise.
-SIZES = {'wals': ('1m', '10m'), 'reading': ('25m',), 'top_items': ('376k',)}
+SIZES = {
+  'wals': ('1m', '10m'),
+  'reading': ('25m',),
+  'top_items': ('376k',),
+  'training': ('t5_small', 't5_tiny'),
+  'sampling': (
+    *('t5_small_b1', 't5_small_b8', 't5_small_b32'),
+    *('t5_tiny_b1', 't5_tiny_b8', 't5_tiny_b32'),
+  ),
+  'rl': ('llama_tiny', 't5_tiny'),
+}
 # To see the program work in a minute.
 SMALL = 'small'
-NOT_INSTALLED = 3
+LEFT_OUT = {3: 'not installed', 4: 'nothing like it'}
+# What is read from the files of generated ratings.
+FROM_RATINGS = ('wals', 'reading')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +123,7 @@ def _options(arguments) -> argparse.Namespace:
 def _compare(benchmark, size, output, options) -> tuple[list[dict], int]:
   """Rows of one benchmark, one a library, and how many libraries failed."""
   data = output / 'data' / size
-  if size in ratings.SHAPES and not (data / 'movies.csv').exists():
+  if benchmark in FROM_RATINGS and not (data / 'movies.csv').exists():
     print(f'{benchmark} {size}: generating {data}', flush=True)
     # In a process of its own: a child begins with its parent's peak memory.
     generate = [sys.executable, str(CONTENDERS / 'ratings.py'), str(data), size]
@@ -122,32 +139,53 @@ def _compare(benchmark, size, output, options) -> tuple[list[dict], int]:
       )
       if status:
         print(f'{benchmark} {size} {library}: {_reason(status)}', flush=True)
-        (missing if status == NOT_INSTALLED else failed).append(library)
+        (missing if status in LEFT_OUT else failed).append(library)
         continue
       measured.setdefault(library, []).append(answer)
       print(
         f'{benchmark} {size} {library}, {repeat + 1} of {options.repeats}: '
-        f'{answer["cpu_secs"]:.2f} CPU-s, {answer["peak_mb"]} MB',
+        f'{answer["cpu_secs"]:.3g} CPU-s, {answer["peak_mb"]} MB'
+        + _phases(answer),
         flush=True,
       )
   rows = [
-    {
-      'benchmark': benchmark,
-      'size': size,
-      'library': library,
-      'what': answers[0]['what'],
-      **{
-        name: {
-          'median': statistics.median(answer[name] for answer in answers),
-          'least': min(answer[name] for answer in answers),
-          'most': max(answer[name] for answer in answers),
-        }
-        for name in ('cpu_secs', 'wall_secs', 'peak_mb')
-      },
-    }
+    {'benchmark': benchmark, 'size': size, 'library': library, **_row(answers)}
     for library, answers in measured.items()
   ]
   return rows, len(failed)
+
+
+def _row(answers: list[dict]) -> dict:
+  """What the repeats of one contender say together."""
+  row = {
+    'what': answers[0]['what'],
+    **{
+      name: _spread([answer[name] for answer in answers])
+      for name in ('cpu_secs', 'wall_secs', 'peak_mb')
+    },
+  }
+  if 'work' in answers[0]:
+    row['unit'] = answers[0]['unit']
+    row['rate'] = _spread([a['work'] / a['wall_secs'] for a in answers])
+  if 'phases' in answers[0]:
+    row['phases'] = {
+      name: _spread([answer['phases'][name] for answer in answers])
+      for name in answers[0]['phases']
+    }
+  return row
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+  return {
+    'median': statistics.median(values),
+    'least': min(values),
+    'most': max(values),
+  }
+
+
+def _phases(answer: dict) -> str:
+  seconds = answer.get('phases', {})
+  return ''.join(f', {name} {took:.3f} s' for name, took in seconds.items())
 
 
 def _run(benchmark, library, size, data, output, cores) -> tuple[int, dict]:
@@ -173,8 +211,8 @@ def _run(benchmark, library, size, data, output, cores) -> tuple[int, dict]:
 
 
 def _reason(status: int) -> str:
-  if status == NOT_INSTALLED:
-    return 'not installed, left out'
+  if status in LEFT_OUT:
+    return f'{LEFT_OUT[status]}, left out'
   return f'failed with status {status} (messages above)'
 
 
@@ -204,15 +242,24 @@ def _processor() -> str:
 
 def _table(rows: list[dict]) -> str:
   lines = [
-    '| Benchmark | Library | What is measured | CPU, s | Wall, s | Peak, MB |',
-    '|---|---|---|---|---|---|',
+    '| Benchmark | Library | What is measured | CPU, s | Wall, s | Rate '
+    '| Peak, MB |',
+    '|---|---|---|---|---|---|---|',
   ]
   for row in rows:
     cpu, wall = row['cpu_secs'], row['wall_secs']
+    what, rate = row['what'], '-'
+    if 'phases' in row:
+      parts = ', '.join(
+        f'{name} {took["median"]:.3f}' for name, took in row['phases'].items()
+      )
+      what += f' (s: {parts})'
+    if 'rate' in row:
+      rate = f'{row["rate"]["median"]:,.0f} {row["unit"]}/s'
     lines.append(
-      f'| {row["benchmark"]} {row["size"]} | {row["library"]} | {row["what"]} '
-      f'| {cpu["median"]:.2f} ({cpu["least"]:.2f} to {cpu["most"]:.2f}) '
-      f'| {wall["median"]:.2f} | {row["peak_mb"]["median"]:.0f} |'
+      f'| {row["benchmark"]} {row["size"]} | {row["library"]} | {what} '
+      f'| {cpu["median"]:.3g} ({cpu["least"]:.3g} to {cpu["most"]:.3g}) '
+      f'| {wall["median"]:.3g} | {rate} | {row["peak_mb"]["median"]:.0f} |'
     )
   return '\n'.join(lines)
 

@@ -20,6 +20,22 @@ def environment() -> dict[str, str]:
   return {_PARENT: str(os.getpid())}
 
 
+def tensorflow_environment() -> dict[str, str]:
+  """The whole environment of a child that loads TensorFlow.
+
+  It finds the modules that this process finds. It gets no accelerator, which
+  it does not need and whose memory TensorFlow would take.
+  """
+  return {
+    **os.environ,
+    **environment(),
+    'PYTHONPATH': os.pathsep.join(path for path in sys.path if path),
+    'CUDA_VISIBLE_DEVICES': '',
+    'JAX_PLATFORMS': 'cpu',
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+  }
+
+
 def end_with_parent() -> None:
   """Asks Linux to kill this process when its parent dies, however it dies.
 

@@ -16,11 +16,13 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow.compute as pc
 
 from p4lm.data import prompts, tables
 from p4lm.data.catalogue import Catalogue
+from p4lm.data.judgements import TIE
 
 # Soft tokens enter at <extra_id_0>; T5 has a hundred such sentinels.
 _EXTRA_IDS = 100
@@ -37,6 +39,8 @@ _LM = (
 )
 _PAIRS = ('appeal', 'personalization')
 _LABELLED = ('nli', 'relevance')
+# The label of a pair whose chosen text won.
+_WON = 1.0
 
 LM_SPLITS = ('train', 'validation')
 # Judged texts of files have a test split too; those of the world do not.
@@ -128,7 +132,7 @@ def _dataset(rows: _Rows, kind: str, split, shuffle_files, seed=None):
   import tensorflow as tf
 
   dtypes = dict.fromkeys((*_texts(kind), 'user_id', 'item_id'), tf.string)
-  if kind in _LABELLED:
+  if kind in _LABELLED + _PAIRS:
     dtypes['label'] = tf.float32
   examples = rows.of(kind, split)
   columns = {
@@ -155,6 +159,15 @@ class _Rows:
   def of(self, kind: str, split: str) -> list[dict]:
     """Examples of a task's split, each {feature: text or number}."""
     return list(getattr(self, kind)(split))
+
+  def _ties(self, kind: str, split: str) -> list[dict]:
+    """Ties as rows of pairs; a data directory may have none."""
+    if not (Path(self._data_dir) / 'ties.parquet').exists():
+      return []
+    return [
+      {**row, 'chosen': row['first'], 'rejected': row['second']}
+      for row in self._read('ties', kind=kind, split=split)
+    ]
 
   def _read(self, name: str, **equal: str) -> list[dict]:
     table = tables.read_table(self._data_dir, name)
@@ -232,18 +245,18 @@ class _Rows:
       }
 
   def appeal(self, split: str) -> Iterator[dict]:
+    inputs = prompts.appeal_prompt().text
     for row in self._read('pairs', kind='appeal', split=split):
-      yield {
-        'inputs': prompts.appeal_prompt().text,
-        **_sides(row),
-        **_ids(row),
-      }
+      yield {'inputs': inputs, 'label': _WON, **_sides(row), **_ids(row)}
+    for row in self._ties('appeal', split):
+      yield {'inputs': inputs, 'label': TIE, **_sides(row), **_ids(row)}
 
   def personalization(self, split: str) -> Iterator[dict]:
     for row in self._read('pairs', kind='personalization', split=split):
       item = self._catalogue.item(row['item_id'])
       yield {
         'inputs': prompts.personalization_prompt(item, **self._soft).text,
+        'label': _WON,
         **_sides(row),
         **_ids(row),
       }

@@ -13,7 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
-NOT_INSTALLED = 3
+NOT_INSTALLED, NOT_COMPARABLE = 3, 4
+
+
+class NotComparable(Exception):
+  """A library has nothing like what is measured; the message says why."""
 
 
 def run(contenders: Mapping[str, Callable[[str, str, str], dict]]) -> None:
@@ -21,7 +25,8 @@ def run(contenders: Mapping[str, Callable[[str, str, str], dict]]) -> None:
 
   A contender takes the size, the directory of data and one to work in, and
   returns `what`, `cpu_secs` and `wall_secs`; `peak_mb` of this process (or of
-  a child, if that took more) is added.
+  a child, if that took more) is added. It may return `work`, a number of
+  `unit`s that were done in that time, and `phases`, seconds by name.
   """
   cores = [int(core) for core in os.environ['BENCH_CORES'].split(',')]
   os.sched_setaffinity(0, cores)
@@ -33,6 +38,9 @@ def run(contenders: Mapping[str, Callable[[str, str, str], dict]]) -> None:
   except ImportError as error:
     print(error, file=sys.stderr)
     sys.exit(NOT_INSTALLED)
+  except NotComparable as reason:
+    print(reason, file=sys.stderr)
+    sys.exit(NOT_COMPARABLE)
   peak = max(
     resource.getrusage(who).ru_maxrss
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

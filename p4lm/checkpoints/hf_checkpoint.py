@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import collections
 import json
+import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ _KEPT = (
 )
 _VOCABULARIES = ('spiece.model', 'tokenizer.model')
 _SHOWN = 12
+_LANGUAGE_MODEL = 'language_model.'
+_IMAGES = ('vision_tower.', 'multi_modal_projector.')
 _TORCH_TYPES = {
   'F64': 'float64',
   'F32': 'float32',
@@ -69,7 +72,10 @@ class HFCheckpoint:
 
   def __init__(self, directory: Path, dtype: str = 'float32'):
     self.directory = directory
-    theirs = read_json(directory / 'config.json')
+    self._theirs, others = hf_config.text_part(
+      read_json(directory / 'config.json')
+    )
+    theirs = self._theirs
     try:
       self.config = hf_config.sizes_of(theirs, dtype)
     except UserError as error:
@@ -78,7 +84,31 @@ class HFCheckpoint:
     found = [directory / name for name in _VOCABULARIES]
     self.vocabulary_path = next((p for p in found if p.is_file()), None)
     self._files = TensorFiles(directory)
+    if others:
+      self._leave_out_images()
     self._names = tensor_names(self.config)
+
+  def _leave_out_images(self) -> None:
+    """Keeps the tensors of the language model, named as in a plain one."""
+    places = self._files.places
+    kept = {
+      name.removeprefix(_LANGUAGE_MODEL): place
+      for name, place in places.items()
+      if name.startswith(_LANGUAGE_MODEL)
+    }
+    others = [name for name in places if not name.startswith(_LANGUAGE_MODEL)]
+    unknown = [name for name in others if not name.startswith(_IMAGES)]
+    if unknown:
+      raise UserError(
+        f'{self.directory} holds tensors that are no part of Gemma 3: '
+        + ', '.join(unknown[:_SHOWN])
+      )
+    logging.warning(
+      '%s: %d tensors that read images are left out',
+      self.directory,
+      len(others),
+    )
+    self._files.places = kept
 
   def check(self, shapes: Shapes) -> None:
     """Compares every tensor with the parameters wanted, by header alone.
@@ -134,6 +164,9 @@ class HFCheckpoint:
     for name in _KEPT:
       if (self.directory / name).is_file():
         shutil.copyfile(self.directory / name, origin / name)
+    (origin / 'config.json').write_text(
+      json.dumps(self._theirs, indent=2) + '\n'
+    )
     types = {n: p.dtype for n, p in sorted(self._files.places.items())}
     usual = collections.Counter(types.values()).most_common(1)[0][0]
     others = {name: t for name, t in types.items() if t != usual}
@@ -148,7 +181,7 @@ def write_hf(
   read: Callable[[str], np.ndarray],
   *,
   origin: Path | None = None,
-  eos_id: int | None = None,
+  eos_ids: Sequence[int] = (1,),
   dtype: str | None = None,
   shard_bytes: int = 2 * 2**30,
 ) -> None:
@@ -161,7 +194,7 @@ def write_hf(
     read: values of a parameter; asked for one after another.
     origin: what `keep_origin` wrote, for the types, config.json and tokenizer
       of a model that came from there.
-    eos_id: written where there is no origin.
+    eos_ids: what ends a text, written where there is no origin.
     dtype: of the tensors ('F32', 'BF16', 'F16'); the origin's by default.
     shard_bytes: size of a file at most.
   Raises:
@@ -179,7 +212,7 @@ def write_hf(
       if (origin / name).is_file():
         shutil.copyfile(origin / name, directory / name)
   if theirs is None:
-    theirs = hf_config.config_json_of(config, eos_id)
+    theirs = hf_config.config_json_of(config, eos_ids)
   if dtype is not None:
     types = {'usual': dtype, 'others': {}}
   usual = types['usual']

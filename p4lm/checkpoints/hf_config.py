@@ -6,7 +6,7 @@ activations) is an error that names the field, never ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p4lm.errors import UserError
@@ -42,6 +42,39 @@ _ARCHITECTURES = {
   'gemma3_text': 'Gemma3ForCausalLM',
 }
 _GEMMA = dict(activation='gelu', unit_offset_norm=True, scale_embeddings=True)
+
+
+# Of Gemma 3's text model, where a config.json leaves them out.
+_GEMMA_3_DEFAULTS = dict(
+  vocab_size=262208,
+  hidden_size=2304,
+  intermediate_size=9216,
+  num_hidden_layers=26,
+  num_attention_heads=8,
+  num_key_value_heads=4,
+  head_dim=256,
+  rms_norm_eps=1e-6,
+  query_pre_attn_scalar=256,
+  sliding_window=4096,
+  rope_local_base_freq=10000.0,
+)
+
+
+def text_part(theirs: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+  """The language model's part of a config.json, and whether there is another.
+
+  Gemma 3 from 4B on reads images too; its text model's fields are a table of
+  their own, of which those with the usual values are left out.
+  """
+  if theirs.get('model_type') != 'gemma3':
+    return dict(theirs), False
+  text = {**_GEMMA_3_DEFAULTS, **theirs.get('text_config', {})}
+  for name in ('eos_token_id', 'pad_token_id', 'bos_token_id'):
+    if name in theirs:
+      text[name] = theirs[name]
+  architectures = [_ARCHITECTURES['gemma3_text']]
+  text |= dict(model_type='gemma3_text', architectures=architectures)
+  return text, True
 
 
 def sizes_of(theirs: Mapping[str, Any], dtype: str = 'float32') -> LMConfig:
@@ -174,7 +207,7 @@ def _rope_scaling(theirs: Mapping[str, Any]) -> RopeScaling | None:
 def _layer_pattern(theirs: Mapping[str, Any], every: int) -> int:
   """Every how many layers one is global, from the list of layers' kinds."""
   kinds = theirs.get('layer_types')
-  if kinds is None:
+  if kinds is None or kinds == layer_types(len(kinds), every):
     return every
   global_at = [i + 1 for i, kind in enumerate(kinds) if kind != _LOCAL]
   every = global_at[0] if global_at else len(kinds) + 1
@@ -202,7 +235,7 @@ def _require(theirs: Mapping[str, Any], name: str, holds: bool) -> None:
 
 
 def config_json_of(
-  config: LMConfig, eos_id: int | None = None
+  config: LMConfig, eos_ids: Sequence[int] = (1,)
 ) -> dict[str, Any]:
   """A config.json for sizes of ours.
 
@@ -222,15 +255,17 @@ def config_json_of(
       is_encoder_decoder=True,
       decoder_start_token_id=0,
       pad_token_id=0,
-      eos_token_id=1 if eos_id is None else eos_id,
+      eos_token_id=_ends(eos_ids),
     )
   else:
-    found = _decoder_json(config, eos_id)
+    found = _decoder_json(config, eos_ids)
   found['architectures'] = [_ARCHITECTURES[found['model_type']]]
   return found
 
 
-def _decoder_json(config: DecoderConfig, eos_id: int | None) -> dict[str, Any]:
+def _decoder_json(
+  config: DecoderConfig, eos_ids: Sequence[int]
+) -> dict[str, Any]:
   found = {name: getattr(config, ours) for name, ours in _DECODER_SIZES.items()}
   found |= dict(
     num_key_value_heads=config.num_kv_heads,
@@ -238,7 +273,7 @@ def _decoder_json(config: DecoderConfig, eos_id: int | None) -> dict[str, Any]:
     rope_theta=config.rope_base,
     attention_bias=False,
     tie_word_embeddings=config.tie_embeddings,
-    eos_token_id=eos_id,
+    eos_token_id=_ends(eos_ids),
     pad_token_id=None if config.pad_id < 0 else config.pad_id,
   )
   scaling = config.rope_scaling
@@ -276,6 +311,12 @@ def _decoder_json(config: DecoderConfig, eos_id: int | None) -> dict[str, Any]:
   found |= dict(model_type=kind, **more)
   _check_same(config, sizes_of(found, config.dtype))
   return found
+
+
+def _ends(eos_ids: Sequence[int]) -> int | list[int] | None:
+  """As config.json has it: nothing, one id, or a list."""
+  found = [i for i in eos_ids if i >= 0]
+  return found if len(found) > 1 else (found or [None])[0]
 
 
 # What a config.json does not tell, or what does not change the function.

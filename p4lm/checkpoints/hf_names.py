@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from p4lm.errors import UserError
 from p4lm.models.decoder_config import DecoderConfig
 from p4lm.models.language_model import LMConfig
 from p4lm.models.t5_config import FEED_FORWARD, T5Config
@@ -46,9 +47,17 @@ def tensor_names(config: LMConfig) -> Mapping[str, TensorName]:
 
 
 def aliases(config: LMConfig) -> frozenset[str]:
-  """Tensors that some files hold twice: copies of the embedding table."""
+  """Tensors that some files hold besides, which nothing reads.
+
+  Copies of the embedding table, and a bias of T5 1.0's that its own code
+  passes over.
+  """
   if isinstance(config, T5Config):
-    names = {'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight'}
+    names = {
+      'encoder.embed_tokens.weight',
+      'decoder.embed_tokens.weight',
+      'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',
+    }
     return frozenset(names | ({'lm_head.weight'} & _tied(config)))
   return frozenset(_tied(config))
 
@@ -92,6 +101,11 @@ def _decoder(config: DecoderConfig) -> Iterator[tuple[str, TensorName]]:
 
 
 def _t5(config: T5Config) -> Iterator[tuple[str, TensorName]]:
+  if config.relative_bias_per_layer:
+    raise UserError(
+      'each layer of this model has a position bias of its own, which has no '
+      "place in Hugging Face's T5; FORMAT t5x has one"
+    )
   yield 'token_embedder/embedding', TensorName('shared.weight')
   if not config.tie_embeddings:
     yield 'logits_dense/kernel', TensorName('lm_head.weight', linear=True)

@@ -244,19 +244,10 @@ def _locked(cache_dir: Path) -> Iterator[None]:
 
 
 def _run_process(request: dict) -> None:
-  environment = {
-    **os.environ,
-    **child_process.environment(),
-    'PYTHONPATH': os.pathsep.join(path for path in sys.path if path),
-    # Tokenizing needs no accelerator, and TensorFlow would take its memory.
-    'CUDA_VISIBLE_DEVICES': '',
-    'JAX_PLATFORMS': 'cpu',
-    'TF_CPP_MIN_LOG_LEVEL': '3',
-  }
   with tempfile.TemporaryFile('w+') as errors:
     process = subprocess.run(
       [sys.executable, '-m', 'p4lm.data.cache', json.dumps(request)],
-      env=environment,
+      env=child_process.tensorflow_environment(),
       stderr=errors,
       check=False,
     )

@@ -1,6 +1,7 @@
 """Data sets by name: what `make_data` can read ratings from.
 
 movielens, ml-NAME   a MovieLens release (NAME picks one of several)
+tfds:movielens/NAME  a MovieLens release that TensorFlow Datasets prepared
 amazon-2018          Amazon Reviews 2018, review and metadata files
 amazon-2023          Amazon Reviews 2023, likewise
 regen                REGEN: a file of users' histories
@@ -16,13 +17,21 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from p4lm.data import amazon, amazon_release, movielens, regen, tables
+from p4lm.data import (
+  amazon,
+  amazon_release,
+  movielens,
+  regen,
+  tables,
+  tfds_movielens,
+)
 from p4lm.data.rating_data import RatingData
 from p4lm.errors import UserError
 
 WORLD = 'world'
 _NAMES = (
   "'world', 'movielens', the name of a MovieLens release such as 'ml-25m', "
+  "'tfds:movielens/25m' (or another of TensorFlow Datasets), "
   "'amazon-2018', 'amazon-2023', 'regen', or for judged texts 'nli' or "
   "'preferences'"
 )
@@ -56,6 +65,9 @@ class Dataset(Protocol):
 def kind_of(dataset: str, data_dir: str | os.PathLike | None) -> str:
   """The kind of a DATASET, having looked whether it goes with DATA_DIR.
 
+  A release of TensorFlow Datasets is a kind of its own; 'ml-25m' is of the kind
+  'movielens'.
+
   Raises:
     UserError: no such data set, or a DATA_DIR too many or too few.
   """
@@ -67,13 +79,18 @@ def kind_of(dataset: str, data_dir: str | os.PathLike | None) -> str:
       )
     return WORLD
   kind = 'movielens' if dataset.startswith('ml-') else dataset
-  if kind not in ('movielens', *amazon_release.FORMATS, 'regen'):
+  is_tfds = dataset.startswith(tfds_movielens.PREFIX)
+  if is_tfds:
+    tfds_movielens.release_of(dataset)
+  elif kind not in ('movielens', *amazon_release.FORMATS, 'regen'):
     raise UserError(f'no dataset {dataset!r}; DATASET is {_NAMES}')
   if data_dir is None:
-    raise UserError(
-      f'dataset {dataset!r} needs DATA_DIR: the directory or zip archive of '
-      'the release'
+    what = (
+      'the data directory of TensorFlow Datasets in which it is prepared'
+      if is_tfds
+      else 'the directory or zip archive of the release'
     )
+    raise UserError(f'dataset {dataset!r} needs DATA_DIR: {what}')
   return kind
 
 
@@ -111,6 +128,9 @@ def find(
     name = '' if dataset == 'movielens' else dataset
     release = movielens.find_release(data_dir, name)
     return _MovieLens(release, drop_unknown_items)
+  if kind.startswith(tfds_movielens.PREFIX):
+    prepared = tfds_movielens.find_prepared(dataset, data_dir)
+    return _TfdsMovieLens(prepared, drop_unknown_items)
   if kind == 'regen':
     return _Regen(regen.find_file(data_dir))
   return _Amazon(
@@ -135,6 +155,33 @@ class _MovieLens:
   def read(self, plots_file) -> RatingData:
     return movielens.read_movielens(
       self._release, plots_file, drop_unknown_items=self._drop_unknown_items
+    )
+
+
+class _TfdsMovieLens:
+  is_of_films = True
+  plots_file = None
+
+  def __init__(
+    self, prepared: tfds_movielens.Prepared, drop_unknown_items: bool
+  ):
+    self._prepared = prepared
+    self._drop_unknown_items = drop_unknown_items
+
+  def describe(self) -> str:
+    return self._prepared.describe()
+
+  def fingerprint(self, plots_file) -> dict[str, str]:
+    return self._prepared.fingerprint(plots_file)
+
+  def read(self, plots_file) -> RatingData:
+    print(
+      f'reading {self.describe()} (a process of its own loads TensorFlow '
+      'first)',
+      flush=True,
+    )
+    return tfds_movielens.read_prepared(
+      self._prepared, plots_file, drop_unknown_items=self._drop_unknown_items
     )
 
 

@@ -118,7 +118,10 @@ class PairConverter:
   cf: CFFeatures = CFFeatures()
 
   def __call__(self, example, cf_kinds: Sequence[str]) -> Features:
-    """prompt_tokens [P], chosen_tokens and rejected_tokens [L]."""
+    """prompt_tokens [P], chosen_tokens and rejected_tokens [L], labels.
+
+    The label is 1, or 0.5 for a tie: a float32 [].
+    """
     chosen, rejected = (
       padded(np.append(example[name], self.eos_id), self.response_length)
       for name in ('targets_chosen', 'targets_rejected')
@@ -127,6 +130,7 @@ class PairConverter:
       'prompt_tokens': padded(example['inputs'], self.prompt_length),
       'chosen_tokens': chosen,
       'rejected_tokens': rejected,
+      'labels': np.float32(example.get('label', 1.0)),
       **self.cf(example, cf_kinds),
     }
 

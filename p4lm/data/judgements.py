@@ -9,8 +9,7 @@ rules, each of which is an error or a count in the result:
   so are those with an empty text;
 - a pair of premise and hypothesis that comes again with the same label is
   counted once; with another label, all rows of the pair are dropped;
-- a preference between two equal texts, without a winner, or with a tie, is
-  dropped.
+- a preference between two equal texts, or without a verdict, is dropped.
 
 Texts are compared after `prompts.clean_text`, case and all.
 """
@@ -29,6 +28,8 @@ from p4lm.data.json_rows import Column, Kind, Rows, read_rows
 from p4lm.data.prompts import clean_text
 from p4lm.errors import UserError
 
+# The label of a pair between which the rater saw no difference; 1 is a win.
+TIE = 0.5
 # What stands for "the annotators did not agree".
 NO_LABEL = ('', '-', '-1')
 _SUFFIXES = ('.jsonl', '.json', '.jsonl.gz', '.json.gz')
@@ -111,8 +112,9 @@ class Judgements:
   """Judged pairs of texts.
 
   Attributes:
-    first, second: premises and hypotheses, or the texts that won and lost.
-    labels: 1 entailed, 0 not; of preferences always 1.
+    first, second: premises and hypotheses, or the texts that won and lost (of
+      a tie in the order of the file).
+    labels: 1 entailed, 0 not; of preferences 1, or 0.5 for a tie.
     groups: '' without one.
     dropped: {reason: rows}.
   """
@@ -233,12 +235,10 @@ def read_preferences(
       dropped['empty text'] += 1
     elif row.first == row.second:
       dropped['a text against itself'] += 1
-    elif verdict == 'tie':
-      dropped['tie'] += 1
     elif verdict == 'second':
       kept.append((_Row(row.second, row.first, row.verdict, row.group), 1.0))
     else:
-      kept.append((row, 1.0))
+      kept.append((row, TIE if verdict == 'tie' else 1.0))
   return _judgements(files, kept, dropped)
 
 

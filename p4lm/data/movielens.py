@@ -23,7 +23,7 @@ from p4lm.data import csv_rows, movielens_items, rating_data, tables
 from p4lm.data.archives import FileSource, open_source
 from p4lm.data.csv_rows import ID_TYPE, RowFormat
 from p4lm.data.plots import read_plots
-from p4lm.data.rating_data import RatingData, count, select
+from p4lm.data.rating_data import RatingData, count
 from p4lm.errors import UserError
 
 RATING_RANGE = (0.5, 5.0)
@@ -228,22 +228,21 @@ def _read_ratings(release, item_ids, drop_unknown_items, dropped) -> pa.Table:
       ),
       'mend the film list or set drop_unknown_items = True',
     )
-  timestamps = table['timestamp'].to_numpy()
-  latest = rating_data.latest(users, items, timestamps)
   count(dropped, 'rating of an unknown item', num_unknown)
-  older = (keep & ~latest).sum()
-  count(dropped, 'duplicate (user, item), an older rating', older)
-  keep &= latest
-  if not keep.any():
+  ratings = rating_data.table_of_latest(
+    users,
+    items,
+    table['rating'].to_numpy(),
+    table['timestamp'].to_numpy(),
+    among=keep,
+    dropped=dropped,
+  )
+  if not len(ratings):
     raise UserError(
       f'{release.source.describe(name)}: no rating is of a film in '
       f'{release.layout.items}'
     )
-  ratings = table['rating'].to_numpy()
-  if not keep.all():
-    users, items = select(users, keep), select(items, keep)
-    ratings, timestamps = ratings[keep], timestamps[keep]
-  return rating_data.rating_table(users, items, ratings, timestamps)
+  return ratings
 
 
 def _check_ratings(column: pa.ChunkedArray, fail) -> None:

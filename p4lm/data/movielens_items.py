@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from p4lm.data.rating_data import count
 from p4lm.errors import UserError
 
 MAX_TAGS = 12
+_TAGS = tables.SCHEMAS['items'].field('tags')
 _NO_GENRES = ('', '(no genres listed)', 'unknown')
 _YEAR = re.compile(r'\((\d{4})(?:\s*[-–]\s*\d{0,4})?\)\s*$')
 # u.item has one 0/1 column a genre, in this order, after five others.
@@ -42,9 +43,34 @@ def read_items(
   Raises:
     UserError: bad input, with file and line.
   """
+  items = item_table(_item_rows(source, name), dropped)
+  if not len(items):
+    raise UserError(f'{source.describe(name)} lists no films')
+  if not tags_name:
+    return items
+  ids = items['item_id'].to_pylist()
+  tags = _read_tags(source, tags_name, ids, dropped)
+  position = items.schema.get_field_index('tags')
+  column = pa.array([tags.get(item_id, []) for item_id in ids], _TAGS.type)
+  return items.set_column(position, _TAGS, column)
+
+
+def item_table(
+  rows: Iterable[tuple[str, str, Sequence[str]]], dropped: dict[str, int]
+) -> pa.Table:
+  """Films as a table: years out of titles, genres that say something.
+
+  Args:
+    rows: (id, title, genres) of each film; of several rows of one film the
+      first counts.
+    dropped: {reason: rows}, added to.
+  Returns:
+    Table in the `items` schema, in the order of `rows`, without tags, keywords
+    and plots.
+  """
   ids, titles, genres = [], [], []
   seen: set[str] = set()
-  for item_id, title, item_genres in _item_rows(source, name):
+  for item_id, title, item_genres in rows:
     if item_id in seen:
       count(dropped, 'repeated row of an item')
       continue
@@ -52,9 +78,6 @@ def read_items(
     ids.append(item_id)
     titles.append(title)
     genres.append([g for g in item_genres if g.lower() not in _NO_GENRES])
-  if not ids:
-    raise UserError(f'{source.describe(name)} lists no films')
-  tags = _read_tags(source, tags_name, ids, dropped) if tags_name else {}
   years = [_YEAR.search(title) for title in titles]
   return pa.table(
     {
@@ -62,7 +85,7 @@ def read_items(
       'title': titles,
       'year': [int(year[1]) if year else None for year in years],
       'genres': genres,
-      'tags': [tags.get(item_id, []) for item_id in ids],
+      'tags': [[]] * len(ids),
       'keywords': [[]] * len(ids),
       'plot': [''] * len(ids),
     },

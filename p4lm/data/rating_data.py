@@ -97,6 +97,32 @@ def latest(
   return keep
 
 
+def table_of_latest(
+  users: EncodedIds,
+  items: EncodedIds,
+  ratings: np.ndarray,
+  timestamps: np.ndarray,
+  *,
+  among: np.ndarray,
+  dropped: dict[str, int],
+) -> pa.Table:
+  """The latest rating of each (user, item) as a table, in the rows' order.
+
+  Args:
+    users, items, ratings, timestamps: columns [M].
+    among: bool [M]; other rows are left out, and not counted.
+    dropped: {reason: rows}, added to.
+  """
+  is_latest = latest(users, items, timestamps)
+  older = (among & ~is_latest).sum()
+  count(dropped, 'duplicate (user, item), an older rating', older)
+  keep = among & is_latest
+  if not keep.all():
+    users, items = select(users, keep), select(items, keep)
+    ratings, timestamps = ratings[keep], timestamps[keep]
+  return rating_table(users, items, ratings, timestamps)
+
+
 def without_repeats(
   users: EncodedIds,
   items: EncodedIds,

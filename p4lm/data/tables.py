@@ -58,6 +58,14 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     rejected=pa.string(),
     split=pa.string(),
   ),
+  # Pairs between which the rater saw no difference; only where there are any.
+  'ties': _schema(
+    kind=pa.string(),
+    **_PAIR,
+    first=pa.string(),
+    second=pa.string(),
+    split=pa.string(),
+  ),
   'entailment': _schema(
     item_id=pa.string(),
     premise=pa.string(),

@@ -32,12 +32,13 @@ class SamplerConfig:
     top_k: keeps the k likeliest tokens; 0 keeps all.
     top_p: then keeps the smallest set of likeliest tokens that holds at least
       this share of the probability; 1 keeps all.
-    min_length: EOS is not drawn before this many other tokens.
+    min_length: EOS is not drawn before this many other tokens, nor a stop id.
     num_samples: responses G for each prompt.
     greedy: takes the likeliest token; temperature, top_k and top_p must be at
       their defaults. Its log-probabilities are those at temperature 1.
     num_tokens: ids from here up are never drawn (rows that only pad the
       embedding table); 0 allows all.
+    stop_ids: tokens that end a response as EOS does, and count as it does.
   """
 
   max_length: int
@@ -48,6 +49,7 @@ class SamplerConfig:
   num_samples: int = 1
   greedy: bool = False
   num_tokens: int = 0
+  stop_ids: tuple[int, ...] = ()
 
   def __post_init__(self):
     checks = (
@@ -96,7 +98,10 @@ def behavior_logits(
     logits = jnp.where(token < config.num_tokens, logits, -jnp.inf)
   if config.min_length:
     position = jnp.broadcast_to(position, logits.shape[:-1])[..., None]
-    early_eos = (token == eos_id) & (position < config.min_length)
+    ends = token == eos_id
+    for stop_id in config.stop_ids:
+      ends |= token == stop_id
+    early_eos = ends & (position < config.min_length)
     logits = jnp.where(early_eos, -jnp.inf, logits)
   if config.temperature != 1.0:
     logits = logits / config.temperature

@@ -72,7 +72,7 @@ def sample(
       `cf_kind_ids` int [B,N]; further features are ignored.
     key: of this batch; the same key gives the same responses.
     config: lengths, truncation and G.
-    eos_id: ends a response.
+    eos_id: ends a response, as the config's stop_ids do.
   """
   model = merge_model(model_graphdef, params)
   encoded = model.encode(
@@ -112,7 +112,9 @@ def sample_encoded(
     logp = jnp.where(done, 0.0, logp)
     tokens = tokens.at[step].set(token)
     logps = logps.at[step].set(logp)
-    return step + 1, token, done | (token == eos_id), tokens, logps, cache
+    for end in (eos_id, *config.stop_ids):
+      done |= token == end
+    return step + 1, token, done, tokens, logps, cache
 
   # Time leads, so that a step writes one contiguous row.
   loop = (
@@ -125,7 +127,8 @@ def sample_encoded(
   )
   *_, tokens, logps, _ = jax.lax.while_loop(unfinished, extend, loop)
   tokens, logps = tokens.T, logps.T
-  return SampledResponses(tokens, response_mask_of(tokens, eos_id), logps)
+  mask = response_mask_of(tokens, eos_id, config.stop_ids)
+  return SampledResponses(tokens, mask, logps)
 
 
 def _choose(

@@ -21,7 +21,7 @@ from p4lm import output_directory
 from p4lm.errors import UserError
 from p4lm.runs import conversion
 
-FORMATS = ('p4lm', 'hf')
+FORMATS = ('p4lm', 'hf', 't5x')
 
 
 def convert(
@@ -30,7 +30,7 @@ def convert(
   output_dir: str,
   format: str = 'p4lm',
   vocabulary: str | None = None,
-  model: object | None = None,
+  layout: str = 't5',
   prompt_length: int = 512,
   response_length: int = 128,
   dtype: str | None = None,
@@ -42,9 +42,9 @@ def convert(
     source: an HF directory, a GGUF file, a T5X checkpoint or a p4lm model
       directory.
     output_dir: gets the model.
-    format: 'p4lm' or 'hf'.
+    format: 'p4lm', 'hf' or 't5x'.
     vocabulary: a SentencePiece model, where the source has none of its own.
-    model: sizes, where the source does not tell them.
+    layout: of t5x: 't5', or 'scalable_t5' whose layers are stacked.
     prompt_length, response_length: what the model's card says; jobs may take
       others.
     dtype: for p4lm the type of the computation, 'float32' (the default) or
@@ -60,7 +60,7 @@ def convert(
       f'FORMAT must be one of {", ".join(FORMATS)}, got {format!r}'
     )
   found = conversion.open_source(
-    source, vocabulary=vocabulary, sizes=model, dtype=dtype, to=format
+    source, vocabulary=vocabulary, dtype=dtype, to=format
   )
   directory = output_directory.claim(output_dir)
   if conversion.is_finished(directory, format):
@@ -74,6 +74,10 @@ def convert(
         prompt_length=prompt_length,
         response_length=response_length,
         step_done=progress.update,
+      )
+    elif format == 't5x':
+      conversion.write_t5x(
+        directory, found, layout=layout, step_done=progress.update
       )
     else:
       conversion.write_hf(

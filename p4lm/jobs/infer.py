@@ -93,6 +93,7 @@ def infer(
       top_p=top_p,
       greedy=greedy,
       num_samples=num_samples,
+      stop_ids=model.card.stop_ids,
     )
     writer = CheckpointWriter(
       graphdef=model.graphdef,

@@ -68,12 +68,16 @@ def make_data(
     output_dir: directory to make.
     dataset: 'world' (synthetic, embedded), 'movielens', the name of a release
       such as 'ml-25m', which picks it out of several in data_dir,
-      'amazon-2018', 'amazon-2023' or 'regen'; or 'nli' or 'preferences', which
-      have no ratings: judged texts to train a reward model on.
-    data_dir: directory or zip archive of the data set; None for the world. For
-      judged texts, a file of JSON lines or a directory of them.
+      'tfds:movielens/25m' (or 100k, 1m, 20m, latest-small) as TensorFlow
+      Datasets prepared it, 'amazon-2018', 'amazon-2023' or 'regen'; or 'nli' or
+      'preferences', which have no ratings: judged texts to train a reward model
+      on.
+    data_dir: directory or zip archive of the data set, or TFDS' data directory;
+      for judged texts, a file of JSON lines or a directory of them; None for
+      the world.
     plots_file: JSON lines with `movieId` and `overview`; None takes
-      `plots.jsonl` or `overviews.jsonl` beside the release.
+      `plots.jsonl` or `overviews.jsonl` beside the release (not beside TFDS'
+      data: there it must be named).
     vocabulary: a SentencePiece model to use; None trains one on the texts.
     vocabulary_size: of a trained one, 100 sentinels included; None takes 2048
       for the world, 8192 otherwise.

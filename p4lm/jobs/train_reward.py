@@ -32,6 +32,7 @@ from p4lm.runs.model_losses import scores_of
 from p4lm.runs.reward_agreement import agreement_with, check_others
 from p4lm.runs.reward_evaluation import (
   ScoredSplit,
+  against_population,
   evaluate_reward,
   read_split,
 )
@@ -59,6 +60,7 @@ def train_reward(
   task_module: str = 'tasks.movielens',
   loss: RewardLossConfig | None = None,
   num_heads: int = 1,
+  preference: str = 'bradley_terry',
   others: Mapping[str, str] | None = None,
 ) -> None:
   """Fits a scalar reward, then reports how far it can be trusted.
@@ -84,6 +86,9 @@ def train_reward(
     loss: margins, smoothing and the like.
     num_heads: an ensemble of heads on one model, each with its own loss; their
       mean is the score that the report judges.
+    preference: of kinds with pairs, 'bradley_terry', or 'general', which holds
+      cyclic preferences too; the heads are then coordinates in num_heads / 2
+      planes, and the reward is the mean log-odds against the held-out texts.
     others: {name: train_reward directory} whose agreement with this reward on
       the held-out texts is reported.
   Raises:
@@ -99,7 +104,13 @@ def train_reward(
   tables = CFTables.load(cf_dir) if cached.cf_kinds else None
 
   reward_model = _reward_model(
-    kind, model, vocabulary, tables, checkpoint, training.seed, num_heads
+    kind,
+    model,
+    vocabulary,
+    tables,
+    checkpoint,
+    training.seed,
+    {'num_heads': num_heads, 'preference': preference},
   )
   card = model_directory.describe(
     reward_model.config,
@@ -124,6 +135,7 @@ def train_reward(
         scores_of(fit.graphdef),
         loss,
         with_dropout=reward_model.config.lm.dropout_rate > 0,
+        preference_model=preference,
       ),
       flops=step_flops.model_flops(
         step_flops.reward_update_flops(reward_model.config)
@@ -139,7 +151,9 @@ def train_reward(
       start_step=start,
     ),
   )
-  held_out = _HeldOut(kind, cached, converter, batch_size, fit.graphdef, state)
+  held_out = _HeldOut(
+    reward_model.config, cached, converter, batch_size, fit.graphdef, state
+  )
   content = held_out.evaluate(split)
   content['agreement'] = agreement_with(
     others, kind, data_dir, held_out.judged, batch_size
@@ -148,7 +162,7 @@ def train_reward(
 
 
 def _reward_model(
-  kind, sizes, vocabulary, tables, checkpoint, seed, num_heads
+  kind, sizes, vocabulary, tables, checkpoint, seed, heads
 ) -> RewardModel:
   start = None
   if checkpoint is not None:
@@ -162,7 +176,7 @@ def _reward_model(
     shared = start.config.adapter if start is not None else None
     adapter = shared or AdapterConfig(tables.width, sizes.d_model)
   config = RewardModelConfig(
-    sizes, adapter, vocabulary.soft_token_id, kind, num_heads
+    sizes, adapter, vocabulary.soft_token_id, kind, **heads
   )
   reward_model = model_directory.new_model(config, seed)
   if start is not None:
@@ -173,8 +187,8 @@ def _reward_model(
 class _HeldOut:
   """The splits that training did not see, scored."""
 
-  def __init__(self, kind, cached, converter, batch_size, graphdef, state):
-    self._kind, self._converter = kind, converter
+  def __init__(self, config, cached, converter, batch_size, graphdef, state):
+    self._kind, self._converter = config.kind, converter
     self._cached, self._batch_size = cached, batch_size
     apply = jax.jit(scores_of(graphdef))
 
@@ -183,17 +197,21 @@ class _HeldOut:
       scores = apply(
         state.params, state.frozen, batch['prompt_tokens'], tokens, *cf
       )
-      return scores.mean(axis=1)
+      return scores if config.is_general else scores.mean(axis=1)
 
     sizes = collections.Counter()
     for task in cached.tasks:
       info = loader.TaskInfo.load(cached.directory, task)
       sizes.update(info.num_examples)
     self.splits = {
-      split: read_split(self._batches(split), kind, score)
+      split: read_split(self._batches(split), self._kind, score)
       for split in ('validation', 'test')
       if split == 'validation' or sizes[split]
     }
+    self._more = {}
+    if config.is_general:
+      self.splits, population = against_population(self.splits)
+      self._more = {'population': population.tolist()}
 
   @property
   def judged(self) -> tuple[str, ScoredSplit]:
@@ -204,7 +222,7 @@ class _HeldOut:
     """The figures of the report."""
     batches = self._batches(trained_on, _BASELINE_EXAMPLES)
     train = read_split(batches, self._kind).examples
-    return evaluate_reward(self._kind, train, self.splits)
+    return evaluate_reward(self._kind, train, self.splits) | self._more
 
   def _batches(self, split, max_examples=None):
     return loader.iterate_once(

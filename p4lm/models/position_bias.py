@@ -54,7 +54,11 @@ def relative_buckets(
 
 
 class RelativeBias(nnx.Module):
-  """A learned bias of the attention scores by bucket and head."""
+  """A learned bias of the attention scores by bucket and head.
+
+  With `layers` there is one for each layer, on a leading axis of the embedding
+  and of all that comes of it.
+  """
 
   def __init__(
     self,
@@ -64,17 +68,24 @@ class RelativeBias(nnx.Module):
     *,
     bidirectional: bool,
     rngs: nnx.Rngs,
+    layers: int | None = None,
   ):
     axes = {'relpos_buckets': num_buckets, 'heads': num_heads}
     # Variance scaling by the mean of fan-in and fan-out, as in T5X.
     stddev = math.sqrt(2.0 / (num_buckets + num_heads))
-    self.embedding = normal_parameter(rngs, axes, stddev)
+    self.embedding = normal_parameter(rngs, axes, stddev, layers=layers)
     self.num_buckets = num_buckets
     self.max_distance = max_distance
     self.bidirectional = bidirectional
 
   def __call__(self, num_queries: int, num_keys: int) -> Float[Array, 'H Q M']:
     """The bias of every query position with every key position, from 0."""
+    return self.table(self.embedding[...], num_queries, num_keys)
+
+  def table(
+    self, embedding: Float[Array, 'buckets H'], num_queries: int, num_keys: int
+  ) -> Float[Array, 'H Q M']:
+    """As calling it, of one layer's embedding."""
     # Row q of the table reads values[(m - q) mod period], so negative
     # differences stand at the end.
     period = num_queries + num_keys
@@ -82,7 +93,7 @@ class RelativeBias(nnx.Module):
     difference = np.where(
       difference < num_keys, difference, difference - period
     )
-    values = self._lookup(difference)
+    values = self._lookup(embedding, difference)
     table = jnp.broadcast_to(
       values[:, None], (values.shape[0], num_queries, period)
     )
@@ -91,11 +102,18 @@ class RelativeBias(nnx.Module):
     table = table.reshape(values.shape[0], num_queries, period - 1)
     return table[:, :, :num_keys]
 
-  def by_distance(self, length: int) -> Float[Array, 'H W']:
+  def by_distance(self, length: int) -> Float[Array, '*layers H W']:
     """Biases of the differences -(length-1) .. length-1, for `row_at`."""
-    return self._lookup(np.arange(2 * length - 1) - (length - 1))
+    difference = np.arange(2 * length - 1) - (length - 1)
+    lookup = lambda embedding: self._lookup(embedding, difference)
+    embedding = self.embedding[...]
+    if embedding.ndim == 3:
+      lookup = jax.vmap(lookup)
+    return lookup(embedding)
 
-  def _lookup(self, difference: np.ndarray) -> Float[Array, 'H M']:
+  def _lookup(
+    self, embedding: Float[Array, 'buckets H'], difference: np.ndarray
+  ) -> Float[Array, 'H M']:
     buckets = relative_buckets(
       difference,
       bidirectional=self.bidirectional,
@@ -106,7 +124,7 @@ class RelativeBias(nnx.Module):
     return jnp.einsum(
       'mb,bh->hm',
       one_hot,
-      self.embedding[...],
+      embedding,
       precision=jax.lax.Precision.HIGHEST,
     )
 

@@ -43,6 +43,8 @@ from p4lm.typing import Array, Bool, Float, Int, Key
 
 _USER = CF_KINDS.index('user')
 REWARD_KINDS = ('nli', 'appeal', 'personalization', 'relevance')
+PAIRWISE = ('appeal', 'personalization')
+PREFERENCES = ('bradley_terry', 'general')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,9 @@ class RewardModelConfig(JsonConfig):
     kind: 'nli', 'appeal', 'personalization' or 'relevance'.
     num_heads: scoring heads on the same states; their mean is the score and
       their spread a measure of how sure it is.
+    preference: what heads are to a kind that is trained on pairs: scores
+      ('bradley_terry'), or coordinates of points in num_heads / 2 planes, which
+      hold cycles too ('general', see `ops.preference.general_preference`).
   """
 
   lm: LMConfig
@@ -63,6 +68,7 @@ class RewardModelConfig(JsonConfig):
   soft_token_id: int
   kind: str
   num_heads: int = 1
+  preference: str = 'bradley_terry'
 
   def __post_init__(self):
     if self.kind not in REWARD_KINDS:
@@ -75,6 +81,22 @@ class RewardModelConfig(JsonConfig):
         f'RewardModelConfig.num_heads is {self.num_heads}; it must be at'
         ' least 1.'
       )
+    if self.preference not in PREFERENCES:
+      raise UserError(
+        f'RewardModelConfig.preference is {self.preference!r}; it must be one'
+        f' of {", ".join(PREFERENCES)}.'
+      )
+    if self.is_general and (self.num_heads % 2 or self.kind not in PAIRWISE):
+      raise UserError(
+        "RewardModelConfig.preference 'general' is for the kinds"
+        f' {", ".join(PAIRWISE)} and an even num_heads, got {self.kind!r} and'
+        f' {self.num_heads}.'
+      )
+
+  @property
+  def is_general(self) -> bool:
+    """Whether heads are coordinates and no scores."""
+    return self.preference == 'general'
 
   @property
   def contrasts_user(self) -> bool:
@@ -129,7 +151,15 @@ class RewardModel(nnx.Module):
 
     R is B, or B*G with the G responses of a prompt in consecutive rows.
     Prompts and responses are right-padded with the model's `pad_id`.
+
+    Raises:
+      UserError: the heads are no scores (preference 'general').
     """
+    if self.config.is_general:
+      raise UserError(
+        "The heads of a reward of preference 'general' are coordinates: read"
+        ' them with head_scores.'
+      )
     return self.head_scores(
       prompt_tokens,
       response_tokens,

@@ -12,8 +12,9 @@ from flax import nnx
 
 from p4lm.models import layers
 from p4lm.models.embedding import TokenEmbedder
+from p4lm.models.t5_cache import DecodeCache, Encoded
 from p4lm.models.t5_config import T5Config
-from p4lm.models.t5_stacks import DecodeCache, Decoder, Encoded, Encoder
+from p4lm.models.t5_stacks import Decoder, Encoder
 from p4lm.partitioning.rules import constrain
 from p4lm.typing import Array, Bool, Float, Int, Key
 

@@ -24,6 +24,8 @@ class T5Config(JsonConfig):
     num_decoder_layers: layers of the decoder.
     relative_attention_num_buckets: of the position bias.
     relative_attention_max_distance: from here all distances share a bucket.
+    relative_bias_per_layer: each layer has a position bias of its own, as in
+      T5X's scalable_t5; else a stack shares one.
     dropout_rate: applied where a key is given.
     layer_norm_epsilon: of RMS norm.
     feed_forward: 'gated-gelu' (1.1) or 'relu' (1.0).
@@ -45,6 +47,7 @@ class T5Config(JsonConfig):
   num_decoder_layers: int = 8
   relative_attention_num_buckets: int = 32
   relative_attention_max_distance: int = 128
+  relative_bias_per_layer: bool = False
   dropout_rate: float = 0.0
   layer_norm_epsilon: float = 1e-6
   feed_forward: str = 'gated-gelu'

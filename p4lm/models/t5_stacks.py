@@ -1,7 +1,6 @@
-"""The encoder and decoder stacks of T5, and the decoder's cache."""
+"""The encoder and decoder stacks of T5."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,74 +10,10 @@ from p4lm.models import layers
 from p4lm.models.attention import Attention, attend
 from p4lm.models.layers import dropout, fold
 from p4lm.models.position_bias import RelativeBias, row_at
+from p4lm.models.t5_cache import DecodeCache, Encoded
 from p4lm.models.t5_config import FEED_FORWARD, T5Config
 from p4lm.partitioning.rules import constrain
 from p4lm.typing import Array, Bool, Float, Key
-
-
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=('hidden', 'mask'),
-  meta_fields=(),
-)
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-  """What the encoder made of a batch of prompts.
-
-  Attributes:
-    hidden: float [B,P,D].
-    mask: bool [B,P], True on tokens, False on padding.
-  """
-
-  hidden: Array
-  mask: Array
-
-  def repeat(self, num_samples: int) -> 'Encoded':
-    """Each prompt `num_samples` times: row b*G+g is copy g of prompt b.
-
-    The decoder takes G rows a prompt without this copy: `decode` and
-    `start_cache` match any multiple of the prompts.
-    """
-    repeat = lambda x: jnp.repeat(x, num_samples, axis=0)
-    return Encoded(repeat(self.hidden), repeat(self.mask))
-
-
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=(
-    'step',
-    'self_keys',
-    'self_values',
-    'cross_keys',
-    'cross_values',
-    'cross_mask',
-    'position_bias',
-  ),
-  meta_fields=(),
-)
-@dataclasses.dataclass(frozen=True)
-class DecodeCache:
-  """Keys and values of a decoder on its way, R rows over B prompts.
-
-  One array a layer, not a stack: a step then writes one position of each in
-  place and never copies a cache.
-
-  Attributes:
-    step: int32 [], the position that the next token takes.
-    self_keys, self_values: a float [R,H,L,K] for each layer.
-    cross_keys, cross_values: a float [B,H,P,K] for each layer; kept once a
-      prompt however many rows R = B*G it has.
-    cross_mask: bool [B,P].
-    position_bias: float32 [H,2L-1], the bias by distance.
-  """
-
-  step: Array
-  self_keys: tuple[Array, ...]
-  self_values: tuple[Array, ...]
-  cross_keys: tuple[Array, ...]
-  cross_values: tuple[Array, ...]
-  cross_mask: Array
-  position_bias: Array
 
 
 class EncoderLayer(nnx.Module):
@@ -112,7 +47,9 @@ class Encoder(nnx.Module):
   """The encoder stack; takes embedded tokens."""
 
   def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-    self.relative_bias = _relative_bias(config, rngs, bidirectional=True)
+    self.relative_bias = _relative_bias(
+      config, config.num_encoder_layers, rngs, bidirectional=True
+    )
     self.layers = EncoderLayer(
       config, rngs=rngs, num_layers=config.num_encoder_layers
     )
@@ -131,15 +68,22 @@ class Encoder(nnx.Module):
     x = embedded.astype(config.dtype)
     x = dropout(x, config.dropout_rate, fold(dropout_key, 0))
     length = x.shape[1]
-    bias = self.relative_bias(length, length)
+    bias_of, embeddings = _bias_by_layer(self.relative_bias, length)
     keys = _layer_keys(dropout_key, config.num_encoder_layers)
 
-    def step(layer, x, key):
+    def step(layer, x, inputs):
+      key, embedding = inputs
       x = constrain(x, 'batch', 'length', None)
+      bias = bias_of(embedding)
       return layer(x, bias, mask[:, None, None, :], key), None
 
     x, _ = layers.scan_layers(
-      self.layers, x, step, keys, remat=config.remat, unroll=_unroll(config)
+      self.layers,
+      x,
+      step,
+      (keys, embeddings),
+      remat=config.remat,
+      unroll=_unroll(config),
     )
     x = self.final_norm(x)
     return dropout(x, config.dropout_rate, fold(dropout_key, 1))
@@ -225,7 +169,9 @@ class Decoder(nnx.Module):
   """The decoder stack; takes embedded tokens, already shifted right."""
 
   def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-    self.relative_bias = _relative_bias(config, rngs, bidirectional=False)
+    self.relative_bias = _relative_bias(
+      config, config.num_decoder_layers, rngs, bidirectional=False
+    )
     self.layers = DecoderLayer(
       config, rngs=rngs, num_layers=config.num_decoder_layers
     )
@@ -244,16 +190,22 @@ class Decoder(nnx.Module):
     x = embedded.astype(config.dtype)
     x = dropout(x, config.dropout_rate, fold(dropout_key, 0))
     length = x.shape[1]
-    bias = self.relative_bias(length, length)
+    bias_of, embeddings = _bias_by_layer(self.relative_bias, length)
     causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
     keys = _layer_keys(dropout_key, config.num_decoder_layers)
 
-    def step(layer, x, key):
+    def step(layer, x, inputs):
+      key, embedding = inputs
       x = constrain(x, 'batch', 'length', None)
-      return layer(x, bias, causal, encoded, key), None
+      return layer(x, bias_of(embedding), causal, encoded, key), None
 
     x, _ = layers.scan_layers(
-      self.layers, x, step, keys, remat=config.remat, unroll=_unroll(config)
+      self.layers,
+      x,
+      step,
+      (keys, embeddings),
+      remat=config.remat,
+      unroll=_unroll(config),
     )
     x = self.final_norm(x)
     return dropout(x, config.dropout_rate, fold(dropout_key, 1))
@@ -285,14 +237,14 @@ class Decoder(nnx.Module):
   ) -> tuple[Float[Array, 'R D'], DecodeCache]:
     """Hidden states of the next position, and the cache with it."""
     x = embedded[:, None, :].astype(self.config.dtype)
-    bias = row_at(cache.position_bias, cache.step)[:, None, :]
-    mask = jnp.arange(bias.shape[-1]) <= cache.step
+    biases = _rows_at(cache, self.config.num_decoder_layers)
+    mask = jnp.arange(cache.self_keys[0].shape[2]) <= cache.step
     self_keys, self_values = [], []
     for i in range(self.config.num_decoder_layers):
       cross = cache.cross_keys[i], cache.cross_values[i], cache.cross_mask
       x, keys, values = self._layer(i).decode_step(
         x,
-        bias,
+        biases[i],
         mask[None, None, None],
         cache.self_keys[i],
         cache.self_values[i],
@@ -352,7 +304,7 @@ def _feed_forward(
 
 
 def _relative_bias(
-  config: T5Config, rngs: nnx.Rngs, *, bidirectional: bool
+  config: T5Config, num_layers: int, rngs: nnx.Rngs, *, bidirectional: bool
 ) -> RelativeBias:
   return RelativeBias(
     config.relative_attention_num_buckets,
@@ -360,7 +312,25 @@ def _relative_bias(
     config.num_heads,
     bidirectional=bidirectional,
     rngs=rngs,
+    layers=num_layers if config.relative_bias_per_layer else None,
   )
+
+
+def _bias_by_layer(relative_bias: RelativeBias, length: int):
+  """(f, inputs of the loop over layers): f(a layer's input) is its bias."""
+  embedding = relative_bias.embedding[...]
+  if embedding.ndim == 3:
+    return lambda layer: relative_bias.table(layer, length, length), embedding
+  shared = relative_bias(length, length)
+  return lambda _: shared, None
+
+
+def _rows_at(cache: DecodeCache, num_layers: int) -> list[Array]:
+  """The bias [H,1,L] of each layer at the cache's position."""
+  by_distance = cache.position_bias
+  if by_distance.ndim == 2:
+    return [row_at(by_distance, cache.step)[:, None, :]] * num_layers
+  return [row_at(layer, cache.step)[:, None, :] for layer in by_distance]
 
 
 def _layer_keys(key: Key[Array, ''] | None, num_layers: int):

@@ -112,9 +112,13 @@ def aggregate(
 
 
 def response_mask_of(
-  response_tokens: Int[Array, 'B L'], eos_id: int
+  response_tokens: Int[Array, 'B L'],
+  eos_id: int,
+  stop_ids: Sequence[int] = (),
 ) -> Bool[Array, 'B L']:
   """True up to and including each row's first end-of-sequence token.
+
+  `stop_ids` end a row too.
 
   What follows the first EOS is padding whatever its value, so the mask is the
   same when a tokenizer pads with its EOS. A row without EOS counts in full.
@@ -124,6 +128,8 @@ def response_mask_of(
    [ True  True  True]]
   """
   is_eos = response_tokens == eos_id
+  for stop_id in stop_ids:
+    is_eos |= response_tokens == stop_id
   before = jnp.cumsum(is_eos, axis=1) - is_eos
   return before == 0
 

@@ -3,7 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from p4lm.ops.masks import hide, masked_mean, require_same_shape
+from p4lm.ops.masks import (
+  at_least_float32,
+  hide,
+  masked_mean,
+  require_same_shape,
+)
 from p4lm.typing import Array, Bool, Float
 
 
@@ -102,6 +107,41 @@ def bradley_terry_loss(
     losses = jnp.where(tie_mask, as_tie, losses)
   losses += centring * jnp.square(chosen + rejected)
   return masked_mean(losses, pair_mask)
+
+
+def general_preference(
+  first: Float[Array, '... K'], second: Float[Array, '... K']
+) -> Float[Array, '...']:
+  r"""Log-odds that the first of two responses is preferred, cycles included.
+
+  A response is K/2 points in the plane, and one beats another where it lies
+  counter-clockwise before it (the general preference model of Zhang et al.
+  2024, eq. 5, whose operator is block-diagonal and skew-symmetric):
+
+      s(a, b) = sum_k a_2k b_2k+1 - a_2k+1 b_2k = -s(b, a)
+
+  Scores on a line cannot say that a beats b, b beats c and c beats a; these
+  can. Over a population of b's the mean of s(a, b) is s(a, mean of b), a score
+  for each response. As a loss: `bradley_terry_loss` of s(a, b) against 0.
+
+  >>> print(general_preference(jnp.array([1., 0.]), jnp.array([0., 2.])))
+  2.0
+
+  Args:
+    first, second: float [..., K], K even.
+  Returns:
+    [...], float32 at least.
+  Raises:
+    ValueError: shapes differ, or K is odd.
+  """
+  require_same_shape(first=first, second=second)
+  if first.shape[-1] % 2:
+    raise ValueError(
+      f'a response is an even number of coordinates, got {first.shape[-1]}'
+    )
+  first, second = at_least_float32(first), at_least_float32(second)
+  across = first[..., ::2] * second[..., 1::2]
+  return jnp.sum(across - first[..., 1::2] * second[..., ::2], axis=-1)
 
 
 def preference_accuracy(

@@ -222,7 +222,8 @@ def _metrics(by_term, total, valid):
     if kept.size:
       metrics[f'reward/{name}/mean'] = float(kept.mean())
       metrics[f'reward/{name}/std'] = float(kept.std())
-    if kept.size and answer.spread is not None:
+    # A single head never disagrees with itself.
+    if kept.size and answer.spread is not None and answer.spread.any():
       spread = answer.spread[answer.valid].mean(dtype=np.float64)
       metrics[f'reward/{name}/spread'] = float(spread)
     metrics[f'reward/{name}/share_valid'] = _share(answer.valid)

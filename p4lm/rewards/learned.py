@@ -49,6 +49,8 @@ class LearnedTermConfig:
     population_mean: subtracted from the model's number. Preferences fix a
       score up to a constant; less its mean over a population of texts, 0 is
       an ordinary text (P4LM, Section 4).
+    population: of heads that are coordinates (preference 'general'), the mean
+      of a population's; the score is the mean log-odds to be preferred to it.
     tokens_per_vector: soft tokens of each CF vector.
     overlong: a response longer than L is cut at its end and counted
       ('cut_end'), or masked and counted ('invalid'). Prompts longer than P are
@@ -64,6 +66,7 @@ class LearnedTermConfig:
   std_weight: float = 1.0
   temperature: float = 1.0
   population_mean: float = 0.0
+  population: tuple[float, ...] | None = None
   tokens_per_vector: int = 1
   overlong: str = 'cut_end'
 
@@ -330,7 +333,11 @@ class LearnedTerm:
     """Values [R] and the heads' spread [R]."""
     if scores.ndim == 1:
       scores = scores[:, None]
-    score, spread = outputs.combined(scores, self.config.reward_output)
+    if self.config.population is not None:
+      score = outputs.against_population(scores, self.config.population)
+      spread = np.zeros_like(score)
+    else:
+      score, spread = outputs.combined(scores, self.config.reward_output)
     score = score - np.float32(self.config.population_mean)
     value = outputs.read(score, self.config.output, self.config.temperature)
     return value, spread

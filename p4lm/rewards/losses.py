@@ -24,6 +24,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from p4lm.data.judgements import TIE
+from p4lm.errors import UserError
 from p4lm.ops import masks, preference, supervised
 from p4lm.rewards.kinds import CLASSIFIED, PAIRWISE, check_kind
 from p4lm.typing import Array
@@ -32,10 +34,6 @@ ApplyFn = Callable[[Any, Any, Array, Array, Array, Array], Array]
 LossFn = Callable[
   [Any, Any, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]
 ]
-
-
-# The label of a pair whose rater saw no difference.
-TIE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +63,7 @@ def make_reward_loss(
   config: RewardLossConfig | None = None,
   *,
   with_dropout: bool = False,
+  preference_model: str = 'bradley_terry',
 ) -> LossFn:
   """The loss that trains a reward model of this kind.
 
@@ -78,8 +77,10 @@ def make_reward_loss(
     config: options.
     with_dropout: whether apply_fn takes a `dropout_key`; it is then given the
       key of the step.
+    preference_model: of pairs, 'bradley_terry', or 'general', whose heads are
+      coordinates, see `ops.preference.general_preference`.
   Raises:
-    UserError: an unknown kind.
+    UserError: an unknown kind, or centring of what has no free shift.
   """
   check_kind(kind)
   config = config or RewardLossConfig()
@@ -90,7 +91,14 @@ def make_reward_loss(
   if kind in CLASSIFIED:
     return _classification_loss(score, config)
   if kind in PAIRWISE:
-    return _pairwise_loss(score, config)
+    is_general = preference_model == 'general'
+    if is_general and config.centring:
+      raise UserError(
+        'RewardLossConfig.centring settles the free shift of scores; the '
+        f"preference model 'general' has none: set it to 0, not "
+        f'{config.centring}'
+      )
+    return _pairwise_loss(score, config, is_general)
   return _regression_loss(score, config)
 
 
@@ -115,13 +123,16 @@ def _classification_loss(score, config):
   return loss_fn
 
 
-def _pairwise_loss(score, config):
+def _pairwise_loss(score, config, is_general):
   def loss_fn(params, frozen, batch, key):
     # Both sides are responses to one prompt, which is encoded once.
     sides = jnp.stack([batch['chosen_tokens'], batch['rejected_tokens']], 1)
     tokens = sides.reshape(-1, sides.shape[-1])
     scores = _scores(score, key, params, frozen, batch, tokens)
     chosen, rejected = scores[::2], scores[1::2]
+    if is_general:
+      gaps = preference.general_preference(chosen, rejected)
+      chosen, rejected = gaps[:, None], jnp.zeros_like(gaps)[:, None]
     mask = _example_mask(batch)
     is_tie = batch.get('labels', jnp.ones(mask.shape)) == TIE
     loss = preference.bradley_terry_loss(

@@ -10,6 +10,7 @@ from p4lm.errors import UserError
 
 OUTPUTS = ('score', 'probability', 'log_probability', 'logit')
 HEADS = ('mean', 'min', 'lower')
+SENTENCES = ('whole', 'min', 'mean')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +25,25 @@ class RewardOutput:
       about (Coste et al. 2023).
     std_weight: 0 or more.
     calibrated: divides the log-odds by the temperature of the model's report.
+    sentences: of entailment, asks about the 'whole' text, or about each
+      sentence and takes their 'min' or 'mean', see `sentence_entailment`.
+    premise_words: of the premise's chunks, then.
   """
 
   output: str = 'score'
   heads: str = 'mean'
   std_weight: float = 1.0
   calibrated: bool = False
+  sentences: str = 'whole'
+  premise_words: int = 40
 
   def __post_init__(self):
-    for name, known in (('output', OUTPUTS), ('heads', HEADS)):
+    choices = (
+      ('output', OUTPUTS),
+      ('heads', HEADS),
+      ('sentences', SENTENCES),
+    )
+    for name, known in choices:
       if getattr(self, name) not in known:
         raise UserError(
           f'RewardOutput.{name} must be one of {", ".join(known)}, got '
@@ -71,6 +82,20 @@ def combined(
   if output.heads == 'lower':
     mean = mean - np.asarray(output.std_weight, mean.dtype) * spread
   return mean, spread
+
+
+def against_population(
+  points: np.ndarray, population: np.ndarray
+) -> np.ndarray:
+  """Mean log-odds [R] of points [R, K] to be preferred to a population's.
+
+  Args:
+    points: heads of preference 'general'.
+    population: [K], the mean of its points.
+  """
+  population = np.asarray(population, points.dtype)
+  across = points[:, ::2] @ population[1::2]
+  return across - points[:, 1::2] @ population[::2]
 
 
 def read(scores: np.ndarray, output: str, temperature: float) -> np.ndarray:

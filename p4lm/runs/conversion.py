@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from p4lm.checkpoints import hf_checkpoint
+from p4lm.checkpoints import hf_checkpoint, t5x_checkpoint
 from p4lm.checkpoints.gguf_checkpoint import GGUFCheckpoint, is_gguf
 from p4lm.checkpoints.manager import CheckpointStore
 from p4lm.checkpoints.streamed import (
@@ -28,11 +28,14 @@ from p4lm.errors import UserError
 from p4lm.models.language_model import LMConfig, make_language_model
 from p4lm.models.recommender import RecommenderConfig
 from p4lm.models.selection import parameter_name
+from p4lm.models.t5_config import T5Config
 from p4lm.runs import model_directory
 from p4lm.runs.model_directory import AnyVocabulary
 from p4lm.runs.model_info import write_model_info
 
 _LM = 'lm/'
+# T5X's checkpoints do not tell it.
+_T5_EOS_ID = 1
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -47,6 +50,8 @@ class Source:
     vocabulary: its own, or what stands for one.
     keep_origin: writes what converting back needs into a model directory.
     origin: of a p4lm model, the directory of what it was made of, or None.
+    step: how long it was trained.
+    stop_ids: tokens that end a response besides EOS.
   """
 
   config: LMConfig
@@ -55,13 +60,14 @@ class Source:
   vocabulary: AnyVocabulary
   keep_origin: Callable[[Path], None] | None = None
   origin: Path | None = None
+  step: int = 0
+  stop_ids: tuple[int, ...] = ()
 
 
 def open_source(
   source: str,
   *,
   vocabulary: str | None = None,
-  sizes: LMConfig | None = None,
   dtype: str | None = None,
   to: str = 'p4lm',
 ) -> Source:
@@ -70,13 +76,11 @@ def open_source(
   Args:
     source: path; what it holds says its format.
     vocabulary: a SentencePiece model that takes the place of the source's own.
-    sizes: of a source that does not tell them.
     dtype: of our computation, where `to` is p4lm.
     to: the format wanted, which must be another one.
   Raises:
     UserError: nothing known is there, or it is damaged or misshapen.
   """
-  del sizes
   path = Path(source)
   if (path / 'model.json').is_file():
     if to == 'p4lm':
@@ -92,9 +96,16 @@ def open_source(
     if to != 'p4lm':
       raise UserError(f'SOURCE {path} is a GGUF file: convert it to p4lm first')
     return _gguf_source(path, vocabulary, dtype or 'float32')
+  t5x = t5x_checkpoint.find_file(path)
+  if t5x is not None:
+    if to != 'p4lm':
+      raise UserError(
+        f'SOURCE {path} is a T5X checkpoint: convert it to p4lm first'
+      )
+    return _t5x_source(t5x, vocabulary, dtype or 'float32')
   raise UserError(
-    f'SOURCE {path} is no Hugging Face directory (config.json), no GGUF file '
-    'and no p4lm model (model.json)'
+    f'SOURCE {path} is no Hugging Face directory (config.json), no T5X '
+    'checkpoint, no GGUF file and no p4lm model (model.json)'
   )
 
 
@@ -113,17 +124,20 @@ def _hf_source(path: Path, vocabulary: str | None, dtype: str) -> Source:
   checkpoint = hf_checkpoint.HFCheckpoint(path, dtype)
   shapes = shapes_of(checkpoint.config)
   checkpoint.check(shapes)
+  found = _vocabulary(
+    vocabulary or checkpoint.vocabulary_path,
+    checkpoint.config,
+    checkpoint.eos_id,
+    must=vocabulary is not None,
+  )
+  ends = [checkpoint.eos_id, *checkpoint.stop_ids]
   return Source(
     config=checkpoint.config,
     shapes=shapes,
     fill=checkpoint.fill,
-    vocabulary=_vocabulary(
-      vocabulary or checkpoint.vocabulary_path,
-      checkpoint.config,
-      checkpoint.eos_id,
-      must=vocabulary is not None,
-    ),
+    vocabulary=found,
     keep_origin=checkpoint.keep_origin,
+    stop_ids=tuple(i for i in ends if i >= 0 and i != found.eos_id),
   )
 
 
@@ -136,6 +150,14 @@ def _gguf_source(path: Path, vocabulary: str | None, dtype: str) -> Source:
     found = _vocabulary(
       vocabulary, checkpoint.config, checkpoint.eos_id, must=True
     )
+  return Source(checkpoint.config, shapes, checkpoint.fill, found)
+
+
+def _t5x_source(file: Path, vocabulary: str | None, dtype: str) -> Source:
+  checkpoint = t5x_checkpoint.T5XCheckpoint(file, dtype)
+  shapes = shapes_of(checkpoint.config)
+  checkpoint.check(shapes)
+  found = _vocabulary(vocabulary, checkpoint.config, _T5_EOS_ID, must=True)
   return Source(checkpoint.config, shapes, checkpoint.fill, found)
 
 
@@ -207,15 +229,21 @@ def _p4lm_source(path: Path) -> Source:
     fill=fill,
     vocabulary=model_directory.load_vocabulary(path, card),
     origin=path / hf_checkpoint.ORIGIN,
+    step=reader.step,
+    stop_ids=card.stop_ids,
   )
 
 
-_FINISHED = {'p4lm': 'model.json', 'hf': 'config.json'}
+_FINISHED = {
+  'p4lm': 'model.json',
+  'hf': 'config.json',
+  't5x': 'checkpoint_*/checkpoint',
+}
 
 
 def is_finished(directory: Path, format: str) -> bool:
   """Whether the file is there that a conversion writes last."""
-  return (directory / _FINISHED[format]).is_file()
+  return any(directory.glob(_FINISHED[format]))
 
 
 def write_p4lm(
@@ -248,6 +276,7 @@ def write_p4lm(
     vocabulary=source.vocabulary,
     prompt_length=prompt_length,
     response_length=response_length,
+    stop_ids=source.stop_ids,
   )
   model_directory.write_card(directory, card, source.vocabulary)
 
@@ -271,19 +300,13 @@ def write_hf(
 ) -> None:
   """Writes a directory that `from_pretrained` reads; config.json is last."""
 
-  def read(name: str) -> np.ndarray:
-    values = np.empty(source.shapes[name], np.float32)
-    source.fill(name, values)
-    step_done()
-    return values
-
   hf_checkpoint.write_hf(
     directory,
     source.config,
     source.shapes,
-    read,
+    _reader(source, step_done),
     origin=source.origin,
-    eos_id=source.vocabulary.eos_id,
+    eos_ids=[source.vocabulary.eos_id, *source.stop_ids],
     dtype=dtype,
     shard_bytes=shard_bytes,
   )
@@ -291,3 +314,40 @@ def write_hf(
   if isinstance(vocabulary, Vocabulary) and not list(directory.glob('*.model')):
     name = 'spiece.model' if vocabulary.bos_id is None else 'tokenizer.model'
     (directory / name).write_bytes(vocabulary.contents)
+
+
+def write_t5x(
+  directory: Path,
+  source: Source,
+  *,
+  layout: str,
+  step_done: Callable[[], object] = lambda: None,
+) -> None:
+  """Writes a checkpoint that T5X reads."""
+  if not isinstance(source.config, T5Config):
+    raise UserError('T5X checkpoints are of T5 alone; give another FORMAT')
+  if layout not in t5x_checkpoint.LAYOUTS:
+    raise UserError(
+      f'LAYOUT must be one of {", ".join(t5x_checkpoint.LAYOUTS)}, got '
+      f'{layout!r}'
+    )
+  t5x_checkpoint.write_t5x(
+    directory,
+    source.config,
+    source.shapes,
+    _reader(source, step_done),
+    layout=layout,
+    step=source.step,
+  )
+
+
+def _reader(source: Source, step_done) -> Callable[[str], np.ndarray]:
+  """name -> the parameter's values in memory."""
+
+  def read(name: str) -> np.ndarray:
+    values = np.empty(source.shapes[name], np.float32)
+    source.fill(name, values)
+    step_done()
+    return values
+
+  return read

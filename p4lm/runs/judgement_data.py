@@ -1,8 +1,9 @@
 """Judged texts of any file as the tables that reward models train on.
 
 `make_data` with DATASET 'nli' writes an `entailment` table, with 'preferences'
-a `pairs` table of kind `appeal`: what the world and the template's judges
-write, so that tasks and `train_reward` do not tell them apart.
+a `pairs` table of kind `appeal` (and `ties`, if there are any): what the world
+and the template's judges write, so that tasks and `train_reward` do not tell
+them apart.
 """
 
 from __future__ import annotations
@@ -101,20 +102,17 @@ def make_judgement_data(
     return manifest
   with atomic_directory(output_dir) as staging:
     steps = Steps()
-    name, table, facts = _table(dataset, files, columns, shares, seed, steps)
+    made, facts = _tables(dataset, files, columns, shares, seed, steps)
     path = staging / VOCABULARY_FILE
     if vocabulary is not None:
       shutil.copyfile(vocabulary, path)
-      made, how = Vocabulary.load(path), 'given'
+      pieces, how = Vocabulary.load(path), 'given'
     else:
-      made, how = (
-        Vocabulary.train(
-          judged_texts(table), path, size=vocabulary_size, seed=seed
-        ),
-        'trained',
-      )
-    steps.done('vocabulary', f'{made.size:,} pieces, {how}')
-    tables.save_tables(staging, {name: table})
+      texts = judged_texts(next(iter(made.values())))
+      pieces = Vocabulary.train(texts, path, size=vocabulary_size, seed=seed)
+      how = 'trained'
+    steps.done('vocabulary', f'{pieces.size:,} pieces, {how}')
+    tables.save_tables(staging, made)
     manifest = tables.save_manifest(
       staging,
       {
@@ -126,7 +124,8 @@ def make_judgement_data(
       },
     )
     steps.done('save', f'{megabytes(manifest)}, {len(manifest["files"])} files')
-  _report(output_dir, len(table), manifest['dropped'])
+  rows = sum(len(table) for table in made.values())
+  _report(output_dir, rows, manifest['dropped'])
   return manifest
 
 
@@ -137,8 +136,8 @@ def _fingerprint(files: JudgementFiles, vocabulary) -> dict[str, str]:
   return inputs
 
 
-def _table(dataset, files, columns, shares, seed, steps):
-  """(name, table, what the manifest says of it)."""
+def _tables(dataset, files, columns, shares, seed, steps):
+  """({name: table}, what the manifest says of them)."""
   is_nli = dataset == 'nli'
   read = judgements.read_nli if is_nli else judgements.read_preferences
   found = read(files, columns)
@@ -154,54 +153,61 @@ def _table(dataset, files, columns, shares, seed, steps):
       names[group] = min(names[group] or text, text)
   splits = group_splits.split_groups(groups, names, shares, seed)
   steps.done('split', _shown(group_splits.counts(splits)))
-  name = 'entailment' if is_nli else 'pairs'
-  rows = _entailment if is_nli else _pairs
-  table = pa.table(
-    rows(found, [f'g{group}' for group in groups.tolist()], splits),
-    schema=tables.SCHEMAS[name],
-  )
-  return (
-    name,
-    table,
-    {
-      'counts': _counts(name, found, groups, splits),
-      'dropped': dict(found.dropped),
-      'split_hash': group_splits.split_hash(linking, splits),
-      'split_check': group_splits.check(linking, splits),
+  rows = (found, [f'g{group}' for group in groups.tolist()], splits)
+  made = {'entailment': _entailment(*rows)} if is_nli else _pairs(*rows)
+  facts = {
+    'counts': {
+      **{name: len(table) for name, table in made.items()},
+      **_counts(found, groups, splits, is_nli),
     },
-  )
+    'dropped': dict(found.dropped),
+    'split_hash': group_splits.split_hash(linking, splits),
+    'split_check': group_splits.check(linking, splits),
+  }
+  return made, facts
 
 
-def _entailment(found, groups, splits) -> dict[str, list]:
-  return {
+def _entailment(found, groups, splits) -> pa.Table:
+  columns = {
     'item_id': groups,
     'premise': found.first,
     'hypothesis': found.second,
     'label': [int(label) for label in found.labels],
     'split': splits,
   }
+  return pa.table(columns, schema=tables.SCHEMAS['entailment'])
 
 
-def _pairs(found, groups, splits) -> dict[str, list]:
+def _pairs(found, groups, splits) -> dict[str, pa.Table]:
+  """`pairs`, and `ties` if there are any."""
   rows = len(found.first)
-  return {
+  shared = {
     'kind': ['appeal'] * rows,
     'user_id': [''] * rows,
     'item_id': groups,
-    'chosen': found.first,
-    'rejected': found.second,
-    'split': splits,
   }
+  is_tie = np.array(found.labels) == judgements.TIE
+  made = {}
+  for name, sides, kept in (
+    ('pairs', ('chosen', 'rejected'), ~is_tie),
+    ('ties', ('first', 'second'), is_tie),
+  ):
+    texts = dict(zip(sides, (found.first, found.second)))
+    table = pa.table(
+      {**shared, **texts, 'split': splits}, schema=tables.SCHEMAS[name]
+    )
+    if name == 'pairs' or kept.any():
+      made[name] = table.filter(pa.array(kept))
+  return made
 
 
-def _counts(name, found, groups, splits) -> dict[str, object]:
+def _counts(found, groups, splits, is_nli) -> dict[str, object]:
   counts: dict[str, object] = {
-    name: len(splits),
     'groups': int(groups.max()) + 1,
     'largest_group': int(np.bincount(groups).max()),
     'splits': dict(group_splits.counts(splits)),
   }
-  if name == 'entailment':
+  if is_nli:
     entailed = zip(splits, found.labels)
     yes = collections.Counter(split for split, label in entailed if label)
     counts['entailed'] = dict(yes)

@@ -55,6 +55,7 @@ class ModelCard:
     stage: what trained, which is how the checkpoint's items are divided.
     lora: arguments of `lora.apply_lora`, or None.
     eos_id: ends a response, for a model without a vocabulary.
+    stop_ids: further tokens that do.
   """
 
   kind: str
@@ -68,6 +69,7 @@ class ModelCard:
   stage: str = 'full'
   lora: dict | None = None
   eos_id: int | None = None
+  stop_ids: tuple[int, ...] = ()
 
   def model_config(self) -> Config:
     return _CONFIGS[self.kind].from_json(json.dumps(self.config))
@@ -190,6 +192,7 @@ def describe(
   cf_dir: str | None = None,
   stage: str = 'full',
   lora_config: dict | None = None,
+  stop_ids: tuple[int, ...] = (),
 ) -> ModelCard:
   """The card of a model about to be trained."""
   return ModelCard(
@@ -204,6 +207,7 @@ def describe(
     stage=stage,
     lora=lora_config,
     eos_id=vocabulary.eos_id if vocabulary.sha256 is None else None,
+    stop_ids=stop_ids,
   )
 
 
@@ -239,13 +243,15 @@ def read_card(directory: str | os.PathLike) -> ModelCard:
   """
   path = Path(directory) / 'model.json'
   try:
-    return ModelCard(**json.loads(path.read_text()))
+    values = json.loads(path.read_text())
+    values['stop_ids'] = tuple(values.get('stop_ids', ()))
+    return ModelCard(**values)
   except OSError as error:
     raise UserError(
       f'CHECKPOINT {directory} holds no model (no model.json); give the '
       'OUTPUT_DIR of a train_lm, train_reward or train_rl run'
     ) from error
-  except (json.JSONDecodeError, TypeError) as error:
+  except (json.JSONDecodeError, TypeError, AttributeError) as error:
     raise UserError(f'{path} is damaged: {error}') from error
 
 

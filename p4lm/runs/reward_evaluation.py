@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
+import jax.numpy as jnp
 import numpy as np
 from scipy import special, stats
 
-from p4lm.ops import best_of_n, calibration
-from p4lm.rewards import baselines, report
+from p4lm.data.judgements import TIE
+from p4lm.ops import best_of_n, calibration, preference
+from p4lm.rewards import baselines, outputs, report
 from p4lm.rewards.baselines import TokenExamples
 from p4lm.rewards.kinds import CLASSIFIED, PAIRWISE
 
@@ -32,11 +34,22 @@ class ScoredSplit:
 
   Attributes:
     examples: tokens and labels.
-    scores: float [n] for each side.
+    scores: float [n] for each side; [n, K] while they are points of a general
+      preference.
+    gaps: float [n], log-odds of the chosen side where they are not the
+      difference of the scores, else None.
   """
 
   examples: TokenExamples
   scores: Scores
+  gaps: np.ndarray | None = None
+
+  @property
+  def log_odds(self) -> np.ndarray:
+    """float [n], of the chosen side of each pair."""
+    if self.gaps is not None:
+      return self.gaps
+    return np.subtract(*self.scores)
 
   @property
   def prompt_numbers(self) -> np.ndarray:
@@ -50,7 +63,7 @@ def read_split(
   kind: str,
   score: Callable[[Mapping, np.ndarray], np.ndarray] | None = None,
 ) -> ScoredSplit:
-  """Reads and scores the examples of a split.
+  """Reads and scores the examples of a split; ties between texts are left out.
 
   Args:
     batches: of `loader.iterate_once`.
@@ -62,6 +75,8 @@ def read_split(
   columns: list[list] = [[] for _ in range(2 + 2 * len(names))]
   for batch in batches:
     mask = batch['example_mask']
+    if kind in PAIRWISE and 'labels' in batch:
+      mask = mask & (batch['labels'] != TIE)
     found = [batch['prompt_tokens'], batch.get('labels', mask)]
     found += [batch[name] for name in names]
     if score is not None:
@@ -75,6 +90,29 @@ def read_split(
     prompts, tuple(rest[: len(names)]), labels.astype(np.float64)
   )
   return ScoredSplit(examples, tuple(rest[len(names) :]))
+
+
+def against_population(
+  splits: Mapping[str, ScoredSplit],
+) -> tuple[dict[str, ScoredSplit], np.ndarray]:
+  """Turns the points of a general preference into scores and gaps.
+
+  The population is that of the validation split: the mean [K] of its points.
+
+  Args:
+    splits: with points [n, K] as scores.
+  Returns:
+    The splits with scores against the population, and the population.
+  """
+  population = np.concatenate(splits['validation'].scores).mean(axis=0)
+  found = {}
+  for name, split in splits.items():
+    scores = [outputs.against_population(s, population) for s in split.scores]
+    gaps = preference.general_preference(*map(jnp.asarray, split.scores))
+    found[name] = dataclasses.replace(
+      split, scores=tuple(scores), gaps=np.asarray(gaps)
+    )
+  return found, population
 
 
 def evaluate_reward(
@@ -117,9 +155,14 @@ class _Figures:
   def of(self, split: ScoredSplit, temperature=None) -> Figures:
     lengths = split.examples.lengths
     if self.kind in PAIRWISE:
-      return report.pairwise_report(
-        *split.scores, *lengths, temperature=temperature
-      )
+      scores = split.scores
+      if split.gaps is not None:
+        scores = (split.gaps, np.zeros_like(split.gaps))
+      found = report.pairwise_report(*scores, *lengths, temperature=temperature)
+      if split.gaps is not None:
+        # Against the mean of its own points a population scores 0.
+        found['mean_score'] = 0.0
+      return found
     if self.kind in CLASSIFIED:
       return report.classification_report(
         split.scores[0],
@@ -137,7 +180,9 @@ class _Figures:
     scores = (logits,)
     if self.kind in PAIRWISE:
       scores = (logits, np.zeros_like(logits))
-    return self.of(dataclasses.replace(split, scores=scores), temperature)
+    return self.of(
+      dataclasses.replace(split, scores=scores, gaps=None), temperature
+    )
 
 
 def _baselines(figures, train, held_out, judged_by) -> dict[str, Figures]:
@@ -165,7 +210,7 @@ def _reliability(kind, judged: ScoredSplit, temperature: float) -> dict:
   """Bins before and after scaling, as lists."""
   logits, labels = judged.scores[0], judged.examples.labels
   if kind in PAIRWISE:
-    logits, labels = report.both_orders(judged.scores[0] - judged.scores[1])
+    logits, labels = report.both_orders(judged.log_odds)
   found = {}
   for name, scale in (('before', 1.0), ('after', temperature)):
     bins = calibration.reliability(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from p4lm.errors import UserError
@@ -49,10 +49,41 @@ def population_mean(directory: str | os.PathLike) -> float:
   Raises:
     UserError: the report is missing (the training did not end) or damaged.
   """
+  return _read(
+    directory, lambda found: float(found['validation'].get('mean_score', 0.0))
+  )
+
+
+def population(directory: str | os.PathLike) -> tuple[float, ...] | None:
+  """The mean point of the held-out texts, of rewards whose heads are points.
+
+  Raises:
+    UserError: the report is missing or damaged.
+  """
+  return _read(
+    directory,
+    lambda found: (
+      tuple(map(float, found['population'])) if 'population' in found else None
+    ),
+  )
+
+
+def temperature(directory: str | os.PathLike) -> float:
+  """The temperature that the report's scaled figures are about.
+
+  Raises:
+    UserError: the report is missing, damaged, or of a reward whose scores are
+      no log-odds.
+  """
+  return _read(
+    directory, lambda found: float(found[found['judged_by']]['temperature'])
+  )
+
+
+def _read(directory, wanted: Callable[[Mapping], object]):
   path = Path(directory) / FILE
   try:
-    figures = json.loads(path.read_text())['validation']
-    return float(figures.get('mean_score', 0.0))
+    return wanted(json.loads(path.read_text()))
   except OSError as error:
     raise UserError(
       f'reward model {directory} has no {FILE}: its training has not ended; '
@@ -60,7 +91,8 @@ def population_mean(directory: str | os.PathLike) -> float:
     ) from error
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
-      f'{path} is damaged ({error}); remove it and start its train_reward again'
+      f'{path} is damaged or of another kind or version ({error!r}); remove it '
+      'and start its train_reward again'
     ) from error
 
 

@@ -57,8 +57,8 @@ class Written:
 class CheckpointWriter:
   """Samples responses from a recommender in batches of fixed shapes.
 
-  Prompts are padded to a multiple of `length_bucket` tokens, so that few
-  programs are compiled.
+  Prompts are padded to `length_bucket` tokens, or twice, four times... as many,
+  so that few programs are compiled.
 
   Args:
     graphdef, params: a split `Recommender`.
@@ -66,7 +66,8 @@ class CheckpointWriter:
     cf_lookup: (kind, id) -> float32 [E], or None for a text-only model.
     prompt_length: P, longer prompts are cut at the end.
     batch_size: prompts at a time.
-    length_bucket: prompts are padded to a multiple of this, at most P.
+    length_bucket: the least number of tokens that prompts are padded to; at
+      most P.
     pad_id: what they are padded with, the language model's `pad_id`.
   """
 
@@ -121,9 +122,10 @@ class CheckpointWriter:
     """
     encoded = [self._encode(request) for request in requests]
     longest = max(len(tokens) for tokens in encoded)
-    length = min(
-      self._prompt_length, -(-longest // self._bucket) * self._bucket
-    )
+    length = self._bucket
+    while length < longest:
+      length *= 2
+    length = min(length, self._prompt_length)
     tokens = np.full((self._batch_size, length), self._pad_id, np.int32)
     for row, ids in enumerate(encoded):
       tokens[row, : min(len(ids), length)] = ids[:length]

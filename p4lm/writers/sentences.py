@@ -1,16 +1,12 @@
-"""Sentences of a plot, and clauses short enough for a pitch."""
+"""Clauses of a plot that are short enough for a pitch."""
 
 from __future__ import annotations
 
-import re
+from p4lm.data.sentences import split_sentences
 
 MIN_WORDS = 6
 MAX_WORDS = 15
 
-_ABBREVIATIONS = frozenset(
-  'mr mrs ms dr st jr sr vs lt col gen sgt capt prof rev no u.s d.c'.split()
-)
-_END = re.compile(r'([.!?]+["\')\]\u201d]*)\s+(?=["\'(\u201c]?[A-Z0-9])')
 # A clause may end before these words; the rest would hang in the air.
 _BREAK_WORDS = frozenset('and but while when as after until where'.split())
 # A sentence that begins so leans on the one before.
@@ -31,26 +27,6 @@ _DANGLING = frozenset(
   'a an the of to in on at by for with from and or but as his her their its '
   'into is are was be who which that'.split()
 )
-
-
-def split_sentences(text: str) -> list[str]:
-  """Sentences in order; abbreviations and initials do not end one.
-
-  >>> split_sentences('Dr. No meets J. Bond. Who wins?')
-  ['Dr. No meets J. Bond.', 'Who wins?']
-  """
-  sentences, start = [], 0
-  for match in _END.finditer(text):
-    last_word = text[start : match.start()].split()[-1:] or ['']
-    word = last_word[0].strip('("\'').lower()
-    if match[1].startswith('.') and (
-      word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha())
-    ):
-      continue
-    sentences.append(text[start : match.end()].strip())
-    start = match.end()
-  rest = text[start:].strip()
-  return sentences + [rest] if rest else sentences
 
 
 def clauses(text: str) -> list[str]:

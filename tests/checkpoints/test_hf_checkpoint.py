@@ -55,7 +55,7 @@ def saved(tmp_path):
   shapes = conversion.shapes_of(GEMMA)
   values = values_of(shapes)
   write_hf(
-    tmp_path, GEMMA, shapes, values.__getitem__, eos_id=1, shard_bytes=900
+    tmp_path, GEMMA, shapes, values.__getitem__, eos_ids=(1, 7), shard_bytes=900
   )
   assert len(list(tmp_path.glob('*.safetensors'))) > 2
   return tmp_path, shapes, values
@@ -83,6 +83,60 @@ def test_a_linear_map_is_transposed_and_heads_are_joined(saved):
     target = np.full(shape, np.nan, np.float32)
     checkpoint.fill(name, target)
     np.testing.assert_array_equal(target, values[name])
+
+
+def test_every_token_that_ends_a_text_is_kept(saved):
+  directory, *_ = saved
+  source = conversion.open_source(str(directory))
+  assert (source.vocabulary.eos_id, source.stop_ids) == (1, (7,))
+  change_config(directory, eos_token_id=None)
+  source = conversion.open_source(str(directory))
+  assert (source.vocabulary.eos_id, source.stop_ids) == (-1, ())
+
+
+def test_the_text_model_of_one_that_reads_images(tmp_path):
+  config = dataclasses.replace(
+    GEMMA,
+    post_norms=True,
+    qk_norm=True,
+    query_scalar=256.0,
+    sliding_window=3,
+    global_every=6,
+    rope_base=1e6,
+    rope_local_base=1e4,
+  )
+  shapes = conversion.shapes_of(config)
+  values = values_of(shapes)
+  write_hf(tmp_path, config, shapes, values.__getitem__, eos_ids=(1, 9))
+  files = TensorFiles(tmp_path)
+  tensors, found = [], {}
+  for name, place in files.places.items():
+    tensors.append(Tensor(f'language_model.{name}', place.dtype, place.shape))
+    found[tensors[-1].name] = np.array(files.read(name))
+  for name in ('vision_tower.x.weight', 'multi_modal_projector.y'):
+    tensors.append(Tensor(name, 'F32', (2,)))
+    found[name] = np.zeros(2, np.float32)
+  both = tmp_path / 'both'
+  both.mkdir()
+  write_files(both, tensors, lambda t: found[t.name], shard_bytes=2**20)
+  text = json.loads((tmp_path / 'config.json').read_text())
+  usual = ('rms_norm_eps', 'query_pre_attn_scalar', 'rope_local_base_freq')
+  for name in (*usual, 'model_type', 'eos_token_id', 'layer_types'):
+    del text[name]
+  about = {'model_type': 'gemma3', 'text_config': text, 'eos_token_id': [1, 9]}
+  (both / 'config.json').write_text(json.dumps(about))
+  source = conversion.open_source(str(both))
+  assert source.config == config and source.stop_ids == (9,)
+  name = 'decoder/layers/query_norm/scale'
+  target = np.empty(shapes[name], np.float32)
+  source.fill(name, target)
+  np.testing.assert_array_equal(target, values[name])
+
+  tensors.append(Tensor('audio_tower.z', 'F32', ()))
+  found['audio_tower.z'] = np.zeros((), np.float32)
+  write_files(both, tensors, lambda t: found[t.name], shard_bytes=2**20)
+  with pytest.raises(UserError, match='no part of Gemma 3: audio_tower.z'):
+    conversion.open_source(str(both))
 
 
 def test_the_safetensors_library_reads_the_files(saved):
@@ -237,7 +291,7 @@ def test_conversion_needs_far_less_memory_than_the_model(tmp_path):
     return np.resize(row, shapes[name])
 
   (tmp_path / 'hf').mkdir()
-  write_hf(tmp_path / 'hf', config, shapes, read, eos_id=1)
+  write_hf(tmp_path / 'hf', config, shapes, read)
   source = conversion.open_source(str(tmp_path / 'hf'))
   (tmp_path / 'p4lm').mkdir()
   with Watch() as watch:

@@ -248,6 +248,7 @@ def test_pairs_and_labels(cached, vocabulary):
       inputs='appeal:',
       targets_chosen=f'{split} good',
       targets_rejected='bad',
+      label=1.0,
     )
     (example,) = read(cached, 'movielens_personalization', split)
     soft = 'user: <extra_id_0> <extra_id_0> item: <extra_id_0> <extra_id_0>'
@@ -258,6 +259,7 @@ def test_pairs_and_labels(cached, vocabulary):
       inputs=f'{soft} title: The Harbour 2 (1994) plot: {plot} pitch:',
       targets_chosen=f'{split} good',
       targets_rejected='bad',
+      label=1.0,
       user_id='u1',
       item_id='i2',
     )

@@ -117,9 +117,12 @@ def test_pointwise_and_pairs():
     prompt_tokens=[4, 0],
     chosen_tokens=[5, 6, 7],  # Cut, so it does not end.
     rejected_tokens=[9, 1, 0],
+    labels=np.float32(1.0),
     cf_embeddings=np.zeros((0, 0)),
     cf_kind_ids=[],
   )
+  tie = PairConverter(2, 3, eos_id=1)(pair | {'label': 0.5}, ())
+  assert tie['labels'] == 0.5 and tie['labels'].dtype == np.float32
 
 
 def test_documented_examples_hold():

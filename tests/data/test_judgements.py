@@ -108,10 +108,10 @@ def test_the_winner_comes_first(tmp_path):
   )
   columns = PreferenceColumns(group='topic', group_pattern='(.*)_')
   found = read_preferences(files, columns)
-  assert found.first == ['x', 'z'] and found.second == ['y', 'x']
-  assert found.groups == ['tv', 'tv']
+  assert found.first == ['x', 'z', 'x'] and found.second == ['y', 'x', 'z']
+  assert found.labels == [1.0, 1.0, 0.5]
+  assert found.groups == ['tv'] * 3
   assert found.dropped == {
-    'tie': 1,
     'a text against itself': 1,
     'no winner': 1,
     'empty text': 1,

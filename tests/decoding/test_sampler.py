@@ -196,6 +196,18 @@ def test_eos_waits_for_the_minimum_length():
   np.testing.assert_allclose(drawn.logps[:, 0], np.log(1 / 8), atol=1e-5)
 
 
+def test_a_stop_id_ends_a_response_as_eos_does():
+  drawn, steps = run_script(says(3, 4, 5, 6), greedy=True, stop_ids=(2, 5))
+  assert steps == 3
+  assert drawn.response_tokens.tolist() == [[3, 4, 5, 0]] * 2
+  assert drawn.response_mask.tolist() == [[True] * 3 + [False]] * 2
+  waited, steps = run_script(
+    says(5, 5, 5), greedy=True, stop_ids=(5,), min_length=1
+  )
+  assert steps == 2
+  assert (np.asarray(waited.response_tokens)[:, 0] != 5).all()
+
+
 @pytest.fixture(scope='module')
 def small():
   """A model of six tokens; every response of up to three can be listed."""

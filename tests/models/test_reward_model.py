@@ -276,3 +276,36 @@ def test_configuration_is_checked_and_survives_json():
     dataclasses.replace(REWARD, kind='fun')
   with pytest.raises(UserError, match='num_heads is 0'):
     dataclasses.replace(REWARD, num_heads=0)
+
+
+@pytest.mark.parametrize(
+  ('options', 'named'),
+  [
+    ({'preference': 'particular'}, "preference is 'particular'"),
+    ({'preference': 'general'}, "even num_heads, got 'appeal' and 1"),
+    (
+      {'preference': 'general', 'kind': 'nli', 'num_heads': 2},
+      "got 'nli' and 2",
+    ),
+  ],
+)
+def test_preferences_that_cannot_be_are_named(options, named):
+  with pytest.raises(UserError, match=named):
+    RewardModelConfig(LM, None, SOFT, **({'kind': 'appeal'} | options))
+
+
+def test_coordinates_are_no_scores():
+  config = RewardModelConfig(
+    LM, None, SOFT, 'appeal', num_heads=2, preference='general'
+  )
+  assert RewardModelConfig.from_json(config.to_json()) == config
+  make = lambda: RewardModel(config, rngs=nnx.Rngs(0))
+  model = nnx.merge(*build_model(make, seed=1))
+  batch = make_batch(vectors=0)
+  with pytest.raises(UserError, match='read them with head_scores'):
+    model(
+      batch['prompt_tokens'],
+      make_responses(),
+      batch['cf_embeddings'],
+      batch['cf_kind_ids'],
+    )

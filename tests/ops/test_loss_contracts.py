@@ -65,6 +65,13 @@ CASES = {
     ),
     shapes=((6,), (6,)),
   ),
+  'bradley_terry_ties': LossCase(
+    lambda x, c, m: preference.bradley_terry_loss(
+      *x, pair_mask=m, tie_mask=c[0] > 0, tie_odds=0.5
+    ),
+    shapes=((6,), (6,)),
+    constant_shapes=((6,),),
+  ),
   'binary_cross_entropy': LossCase(
     lambda x, c, m: supervised.binary_cross_entropy(
       x[0], c[0], example_mask=m, label_smoothing=0.1

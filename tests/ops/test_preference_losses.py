@@ -154,6 +154,7 @@ def test_shapes_that_differ_are_all_named():
     ({'flip_rate': -0.1}, 'flip_rate'),
     ({'flip_rate': 0.1, 'label_smoothing': 0.1}, 'two answers'),
     ({'centring': -1.0}, 'centring'),
+    ({'tie_odds': -1.0}, 'tie_odds'),
   ],
 )
 def test_options_out_of_range_are_named(options, named):
@@ -170,3 +171,137 @@ def test_accuracy_counts_a_tie_as_half_and_skips_padding():
     pair_mask=jnp.array([True, True, True, False]),
   )
   np.testing.assert_allclose(accuracy, 0.5)
+
+
+def _davidson(gap, odds):
+  """P(first), P(second), P(tie) by Davidson's formula."""
+  shares = np.array([np.exp(gap / 2), np.exp(-gap / 2), odds])
+  return shares / shares.sum()
+
+
+@pytest.mark.parametrize('odds', [0.3, 2.0])
+@pytest.mark.parametrize('gap', [-1.5, 0.0, 4.0])
+def test_ties_have_davidsons_probabilities(gap, odds):
+  with jax.enable_x64(True):
+    wins, loses, ties = _davidson(gap, odds)
+    found = [
+      preference.bradley_terry_loss(
+        jnp.array([first]),
+        jnp.array([second]),
+        pair_mask=jnp.ones(1, bool),
+        tie_mask=jnp.array([tie]),
+        tie_odds=odds,
+        # A tie has no winner whose margin or label could be wrong.
+        **({'margin': 3.0, 'flip_rate': 0.2} if tie else {}),
+      )
+      for first, second, tie in (
+        (gap, 0.0, False), (0.0, gap, False), (gap, 0.0, True),
+        (0.0, gap, True),
+      )
+    ]  # fmt: skip
+    np.testing.assert_allclose(
+      np.exp(-np.array(found)), [wins, loses, ties, ties], rtol=1e-12
+    )
+
+
+def test_among_what_is_no_tie_the_odds_are_bradley_and_terrys():
+  """Seven wins, three losses: log(7/3) whatever the ties between equals."""
+  with jax.enable_x64(True):
+    winners = np.array([1] * 7 + [0] * 3)
+
+    def loss(free, tie_odds):
+      scores = jnp.concatenate([jnp.zeros(1), free])
+      return preference.bradley_terry_loss(
+        scores[winners],
+        scores[1 - winners],
+        pair_mask=jnp.ones(10, bool),
+        tie_mask=jnp.zeros(10, bool),
+        tie_odds=tie_odds,
+      )
+
+    gap = jnp.array([np.log(7 / 3)])
+    assert abs(jax.grad(loss)(gap, 0.0)[0]) < 1e-12
+    # Odds of a tie lift both sides' surprise, most where the gap is small, so
+    # the same wins speak for a wider gap.
+    assert jax.grad(loss)(gap, 1.0)[0] < -0.01
+
+
+def test_without_odds_a_tie_is_half_a_win():
+  with jax.enable_x64(True):
+    gap = jnp.array([1.3])
+    zero, one = jnp.zeros(1), jnp.ones(1, bool)
+    tie = preference.bradley_terry_loss(gap, zero, pair_mask=one, tie_mask=one)
+    won, lost = (
+      preference.bradley_terry_loss(*sides, pair_mask=one)
+      for sides in ((gap, zero), (zero, gap))
+    )
+    np.testing.assert_allclose(tie, (won + lost) / 2, rtol=1e-12)
+
+
+def test_ties_pull_scores_together():
+  comparisons = [(1, 0)] * 7 + [(0, 1)] * 3
+  alone = _fit_scores(comparisons, items=2)[1]
+  ties = jnp.array([False] * 10 + [True] * 10)
+  with_ties = _fit_scores(
+    [*comparisons, *[(1, 0)] * 10], items=2, tie_mask=ties, tie_odds=1.0
+  )[1]
+  assert 0 < with_ties < alone
+  # The optimum by enumeration of the likelihood on a grid.
+  grid = np.linspace(0, 2, 20001)
+  likelihood = [np.log(_davidson(gap, 1.0)) @ [7, 3, 10] for gap in grid]
+  np.testing.assert_allclose(with_ties, grid[np.argmax(likelihood)], atol=2e-4)
+
+
+CYCLE = np.array([(0, 1), (1, 2), (2, 0)])
+
+
+def test_a_cycle_is_fitted_by_points_in_the_plane():
+  """Where scores on a line are equal, every pair is told right."""
+  first, second = CYCLE.T
+
+  def loss(points):
+    gaps = preference.general_preference(points[first], points[second])
+    return preference.bradley_terry_loss(
+      gaps, jnp.zeros(3), pair_mask=jnp.ones(3, bool)
+    )
+
+  points = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
+  step = jax.jit(lambda p: p - 0.5 * jax.grad(loss)(p))
+  for _ in range(500):
+    points = step(points)
+  gaps = preference.general_preference(points[first], points[second])
+  assert (np.asarray(gaps) > 2).all()
+  line = _fit_scores(CYCLE, items=3)
+  np.testing.assert_allclose(line[first] - line[second], 0, atol=1e-8)
+
+
+def test_general_preferences_are_skew_symmetric_and_linear():
+  generator = np.random.default_rng(1)
+  a, b, c = jnp.asarray(generator.normal(size=(3, 5, 4)), jnp.float32)
+  found = preference.general_preference(a, b)
+  turn = np.zeros((4, 4))
+  turn[[0, 2], [1, 3]], turn[[1, 3], [0, 2]] = 1, -1
+  expected = [np.asarray(x) @ turn @ np.asarray(y) for x, y in zip(a, b)]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(found, -preference.general_preference(b, a))
+  np.testing.assert_array_equal(preference.general_preference(a, a), 0)
+  mean = preference.general_preference(a, (b + c) / 2)
+  both = found + preference.general_preference(a, c)
+  np.testing.assert_allclose(mean, both / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_general_preferences_hold_bradley_and_terrys():
+  """A second coordinate of one turns scores on a line into the same gaps."""
+  scores = jnp.array([0.3, -1.0, 2.0])
+  points = jnp.stack([scores, jnp.ones(3)], axis=1)
+  first, second = CYCLE.T
+  np.testing.assert_allclose(
+    preference.general_preference(points[first], points[second]),
+    scores[first] - scores[second],
+    rtol=1e-6,
+  )
+
+
+def test_general_preferences_need_even_coordinates():
+  with pytest.raises(ValueError, match='even number of coordinates, got 3'):
+    preference.general_preference(jnp.zeros((2, 3)), jnp.zeros((2, 3)))

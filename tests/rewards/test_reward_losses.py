@@ -162,3 +162,82 @@ def test_dropout_reads_the_key_of_the_step(kind):
   ]
   assert losses[0] == losses[1]
   assert len(set(losses)) > 1
+
+
+def _two_heads(params, frozen, *inputs):
+  scores = _apply_fn(params[0], frozen, *inputs)
+  return jnp.stack([scores, _apply_fn(params[1], frozen, *inputs)], axis=1)
+
+
+@pytest.mark.parametrize('kind', ['nli', 'appeal', 'relevance'])
+def test_each_head_has_a_loss_of_its_own(kind):
+  batch = _pairwise() if kind == 'appeal' else _pointwise([1.0, 0.0, 1.0])
+  tables = jnp.stack([PARAMS, jnp.array([0.0, -2.0, 1.0, 0.25])])
+  loss_fn = make_reward_loss(kind, _two_heads)
+  loss, slope = jax.value_and_grad(loss_fn, has_aux=True)(
+    tables, FROZEN, batch, None
+  )
+  single = make_reward_loss(kind, _apply_fn)
+  each = [
+    jax.value_and_grad(single, has_aux=True)(table, FROZEN, batch, None)
+    for table in tables
+  ]
+  np.testing.assert_allclose(
+    loss[0], np.mean([found[0][0] for found in each]), rtol=1e-6
+  )
+  for head, found in enumerate(each):
+    np.testing.assert_allclose(slope[head], found[1] / 2, rtol=1e-5)
+
+
+def test_a_tie_is_told_by_its_label():
+  config = RewardLossConfig(tie_odds=0.5)
+  ties = _pairwise(labels=jnp.array([1.0, 0.5, 1.0]))
+  loss, metrics, _ = _run('appeal', ties, config)
+  chosen, rejected = jnp.array([0.5, -1.0, 2.0]), jnp.array([-1.0, 2.0, 0.5])
+  expected = preference.bradley_terry_loss(
+    chosen,
+    rejected,
+    pair_mask=jnp.ones(3, bool),
+    tie_mask=jnp.array([False, True, False]),
+    tie_odds=0.5,
+  )
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+  # Of the pairs with a winner both are right.
+  assert metrics['accuracy'] == 1.0
+
+
+def _points(params, frozen, prompts, responses, cf_embeddings, cf_kind_ids):
+  """The point of a response is the row of its token."""
+  return (params + frozen)[responses[:, 0]]
+
+
+def test_general_preferences_learn_a_cycle_of_texts():
+  """1 beats 2, 2 beats 3, 3 beats 1, as no scores on a line can have it."""
+  loss_fn = make_reward_loss('appeal', _points, preference_model='general')
+  batch = _pairwise()
+  update = jax.jit(
+    lambda p: p - 2.0 * jax.grad(lambda p: loss_fn(p, 0.0, batch, None)[0])(p)
+  )
+  points = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
+  for _ in range(200):
+    points = update(points)
+  _, metrics = loss_fn(points, 0.0, batch, None)
+  assert metrics['accuracy'] == 1.0 and metrics['nll'] < 0.1
+  line = jnp.asarray(np.random.default_rng(0).normal(size=4))
+  scores = make_reward_loss('appeal', _points)
+  update = jax.jit(
+    lambda p: p - 2.0 * jax.grad(lambda p: scores(p, 0.0, batch, None)[0])(p)
+  )
+  for _ in range(200):
+    line = update(line)
+  np.testing.assert_allclose(line[1:] - line[1], 0, atol=1e-3)
+
+
+def test_general_preferences_have_no_shift_to_settle():
+  with pytest.raises(UserError, match='set it to 0, not 0.1'):
+    make_reward_loss(
+      'appeal',
+      _points,
+      RewardLossConfig(centring=0.1),
+      preference_model='general',
+    )

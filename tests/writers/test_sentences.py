@@ -6,10 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p4lm.data import sentences as data_sentences
 from p4lm.writers import judged_texts, phrases, sentences
 
 
-@pytest.mark.parametrize('module', [sentences, phrases, judged_texts])
+@pytest.mark.parametrize(
+  'module', [sentences, data_sentences, phrases, judged_texts]
+)
 def test_examples_in_docstrings(module):
   assert doctest.testmod(module).failed == 0
   assert doctest.testmod(module).attempted > 0
@@ -28,7 +31,7 @@ def test_examples_in_docstrings(module):
 )
 def test_sentences(text, expected):
   # 'No.' is an abbreviation (number), so that one sentence may run on.
-  found = sentences.split_sentences(text)
+  found = data_sentences.split_sentences(text)
   if 'Dr. No.' in text:
     expected = [' '.join(expected)]
   assert found == expected
@@ -36,7 +39,7 @@ def test_sentences(text, expected):
 
 @given(st.text('aA. !?"\',', max_size=80))
 def test_sentences_lose_no_word(text):
-  found = sentences.split_sentences(' '.join(text.split()))
+  found = data_sentences.split_sentences(' '.join(text.split()))
   assert ' '.join(found).split() == text.split()
 
 
