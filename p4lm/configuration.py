@@ -49,6 +49,8 @@ def run(
     output_directory.check(output_dir, job, text)
   # Gin's own wrapper would add its frames and words to every error message.
   arguments = gin.get_bindings(function)
+  if 'planned' in inspect.signature(function).parameters:
+    arguments['planned'] = _bindings_of_other_jobs(job)
   with output_directory.configured(job, text):
     function(**arguments)
   if output_dir is not None:
@@ -61,7 +63,7 @@ def resolve(job, files, bindings, search_paths=()):
   gin.enter_interactive_mode()
   roots = _search(search_paths)
   function = _job_function(job)
-  texts = _read(list(files) or [f'runs/{job}.gin'], roots)
+  texts = _read(_run_files(function, job, files), roots)
   quoted = [_quote(binding) for binding in bindings]
   texts += _model_text(texts, quoted, roots)
   _check_macros(job, texts, quoted)
@@ -86,10 +88,10 @@ def resolve(job, files, bindings, search_paths=()):
 def describe(job, files, search_paths=()) -> str:
   """Help of one job: what it does, its gin files, its macros with defaults."""
   roots = _search(search_paths)
-  texts = _read(list(files) or [f'runs/{job}.gin'], roots)
+  function = _job_function(job)
+  texts = _read(_run_files(function, job, files), roots)
   defaults = _definitions(texts)
   macros = sorted(set(_uses(texts)) | set(defaults))
-  function = _job_function(job)
   lines = [f'p4lm {job}: {inspect.getdoc(function).splitlines()[0]}', '']
   lines.append('Configuration: ' + ', '.join(name for name, _ in texts))
   lines.append('Macros (override with --gin.NAME=VALUE):')
@@ -102,6 +104,32 @@ def describe(job, files, search_paths=()) -> str:
     shown = 'bound by gin' if empty else repr(parameter.default)
     lines.append(f'  {name:<22}{shown}')
   return '\n'.join(lines)
+
+
+def _run_files(function, job: str, files: Sequence[str]) -> list[str]:
+  """The files to read: the job's own where none are given.
+
+  A job with a parameter `planned` is about other jobs, whose run files are
+  given; its own is read before them.
+  """
+  own = f'runs/{job}.gin'
+  if 'planned' in inspect.signature(function).parameters:
+    return [own, *files]
+  return list(files) or [own]
+
+
+def _bindings_of_other_jobs(job: str) -> dict[str, dict]:
+  """{job: its arguments} of every other job that the gin files bind."""
+  found = {}
+  for path in sorted(Path(__file__).with_name('jobs').glob('*.py')):
+    name = path.stem
+    try:
+      bound = gin.get_bindings(f'{name}.{name}')
+    except ValueError:
+      continue  # No gin file speaks of it.
+    if name != job and bound:
+      found[name] = bound
+  return found
 
 
 def _job_function(job: str):

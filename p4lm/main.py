@@ -27,6 +27,7 @@ JOBS = {
   'convert': 'checkpoints from and to Hugging Face; from GGUF and T5X',
   'evaluate': "the paper's table, or how CF embeddings rank; the report",
   'pipeline': 'all of the above, stage by stage, from one experiment',
+  'compile_pod': 'what a training job would take on a TPU pod, without one',
 }
 
 USAGE = """\

@@ -20,9 +20,8 @@ from p4lm.models import lora
 from p4lm.models.adapter import AdapterConfig
 from p4lm.models.language_model import LMConfig
 from p4lm.models.recommender import Recommender, RecommenderConfig
-from p4lm.ops.supervised import token_accuracy, token_cross_entropy
-from p4lm.runs import fitting, model_directory
-from p4lm.training.step import LossFn
+from p4lm.runs import fitting, model_directory, step_flops
+from p4lm.runs.model_losses import maximum_likelihood
 
 
 def train_lm(
@@ -69,6 +68,9 @@ def train_lm(
   """
   directory = output_directory.claim(output_dir)
   vocabulary = Vocabulary.load(f'{data_dir}/vocabulary.model')
+  fitting.check_layout(
+    training, _planned_config(model, vocabulary, checkpoint), batch_size
+  )
   cached = cache.ensure_cached(
     task_module,
     task,
@@ -110,8 +112,13 @@ def train_lm(
     prompt_length, response_length, vocabulary.eos_id, CFFeatures.of(tables)
   )
   fit = fitting.prepare(recommender, directory, training)
+  counted = step_flops.model_flops(
+    step_flops.supervised_flops(
+      recommender.config, **step_flops.trained_part(fit.state)
+    )
+  )
   fit.run(
-    fit.step_of(maximum_likelihood(fit.graphdef)),
+    fit.step_of(maximum_likelihood(fit.graphdef), flops=counted),
     lambda start: loader.load_batches(
       cached.directory,
       cached.tasks,
@@ -122,6 +129,14 @@ def train_lm(
       start_step=start,
     ),
   )
+
+
+def _planned_config(sizes, vocabulary, checkpoint) -> model_directory.Config:
+  """The language model to come; adapters are too small to be divided."""
+  if checkpoint is not None:
+    return model_directory.read_card(checkpoint).model_config()
+  sizes = model_directory.sizes_for(sizes, vocabulary)
+  return RecommenderConfig(sizes, None, vocabulary.soft_token_id)
 
 
 def _needed(cf_dir: str | None, task: str) -> str:
@@ -156,34 +171,3 @@ def _recommender(
   if start is not None:
     model_directory.start_from(recommender, start, may_lack='adapters')
   return recommender
-
-
-def maximum_likelihood(graphdef: nnx.GraphDef) -> LossFn:
-  """The loss of this job: nats a response token, with its metrics.
-
-  Args:
-    graphdef: of the recommender whose states are `params` and `frozen`.
-  Returns:
-    loss_fn(params, frozen, batch, key) -> (loss, metrics), see
-    `training.step.make_train_step`; the batch is that of `LMConverter`.
-  """
-
-  def loss_fn(params, frozen, batch, key):
-    model = nnx.merge(graphdef, params, frozen)
-    logits = model(
-      batch['prompt_tokens'],
-      batch['response_tokens'],
-      batch['cf_embeddings'],
-      batch['cf_kind_ids'],
-      dropout_key=key,
-    )
-    tokens, mask = batch['response_tokens'], batch['response_mask']
-    loss = token_cross_entropy(logits, tokens, response_mask=mask)
-    metrics = {
-      'accuracy': token_accuracy(logits, tokens, response_mask=mask),
-      'loss_weight': mask.sum(),
-      'tokens': mask.sum() + (batch['prompt_tokens'] != 0).sum(),
-    }
-    return loss, metrics
-
-  return loss_fn

@@ -12,7 +12,6 @@ import collections
 from collections.abc import Mapping
 
 import jax
-from flax import nnx
 
 from p4lm import output_directory
 from p4lm.cf.tables import CFTables
@@ -28,7 +27,8 @@ from p4lm.models.reward_model import (
 )
 from p4lm.rewards.kinds import PAIRWISE, check_kind
 from p4lm.rewards.losses import RewardLossConfig, make_reward_loss
-from p4lm.runs import fitting, model_directory
+from p4lm.runs import fitting, model_directory, step_flops
+from p4lm.runs.model_losses import scores_of
 from p4lm.runs.reward_agreement import agreement_with, check_others
 from p4lm.runs.reward_evaluation import (
   ScoredSplit,
@@ -132,11 +132,14 @@ def train_reward(
     fit.step_of(
       make_reward_loss(
         kind,
-        _apply_fn(fit.graphdef),
+        scores_of(fit.graphdef),
         loss,
         with_dropout=reward_model.config.lm.dropout_rate > 0,
         preference_model=preference,
-      )
+      ),
+      flops=step_flops.model_flops(
+        step_flops.reward_update_flops(reward_model.config)
+      ),
     ),
     lambda start: loader.load_batches(
       cached.directory,
@@ -181,21 +184,13 @@ def _reward_model(
   return reward_model
 
 
-def _apply_fn(graphdef):
-  def apply_fn(params, frozen, *inputs, **options):
-    model = nnx.merge(graphdef, params, frozen)
-    return model.head_scores(*inputs, **options)
-
-  return apply_fn
-
-
 class _HeldOut:
   """The splits that training did not see, scored."""
 
   def __init__(self, config, cached, converter, batch_size, graphdef, state):
     self._kind, self._converter = config.kind, converter
     self._cached, self._batch_size = cached, batch_size
-    apply = jax.jit(_apply_fn(graphdef))
+    apply = jax.jit(scores_of(graphdef))
 
     def score(batch, tokens):
       cf = (batch['cf_embeddings'], batch['cf_kind_ids'])

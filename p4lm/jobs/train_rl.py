@@ -46,12 +46,13 @@ from p4lm.rl.scoring import (
   reference_fn,
 )
 from p4lm.rl.thresholds import ThresholdConfig
-from p4lm.runs import fitting, model_directory
+from p4lm.runs import fitting, model_directory, step_flops
 from p4lm.runs.model_directory import LoadedModel
 from p4lm.runs.offline_samples import offline_rollouts
 from p4lm.runs.reward_terms import load_reward_terms
 from p4lm.runs.sample_log import SampleLog
 from p4lm.runs.task_prompts import writing_request
+from p4lm.training.step import FLOPS
 from p4lm.writers.checkpoint import CheckpointWriter
 
 # Keys of sampling differ from those of the update (which folds the step in).
@@ -166,6 +167,14 @@ def train_rl(
     learner, start, algorithm.kl_coefficient, reference, kl_control, thresholds
   )
   samples = SampleLog(directory / 'samples.jsonl')
+  counted = None
+  # The other algorithms' updates are of several passes or of other models.
+  if isinstance(algorithm, ReinforceConfig) and algorithm.baseline != 'value':
+    counted = step_flops.model_flops(
+      step_flops.reinforce_flops(
+        anchor.config, **step_flops.trained_part(fit.state)
+      )
+    )
 
   def iterate(state, batch):
     step = int(state.step)
@@ -199,6 +208,8 @@ def train_rl(
     metrics = {**metrics, **rl.end(rollout, collected.judged)}
     if step % samples_every == 0:
       samples.append(step, _sample_rows(collected, batch, num_samples))
+    if counted is not None:
+      metrics = {**metrics, FLOPS: counted(collected.rollout)}
     jax.block_until_ready(state.params)
     clock.ends('update')
     return state, {**metrics, **collected.metrics, **clock.metrics}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from p4lm.errors import UserError
@@ -54,12 +55,25 @@ def make_mesh(
       f'MESH_SHAPE {written} uses {total} of {len(devices)} devices; with'
       f' {jax.process_count()} processes it must use all of them.'
     )
-  return jax.make_mesh(
-    tuple(sizes.values()),
-    MESH_AXES,
-    axis_types=(AxisType.Auto,) * len(MESH_AXES),
-    devices=np.array(devices[:total]),
-  )
+  return _laid_out(tuple(sizes.values()), devices[:total])
+
+
+def _laid_out(sizes: tuple[int, ...], devices: list[jax.Device]) -> Mesh:
+  """A mesh whose axes lie along the dimensions of a TPU's torus.
+
+  Where no axis is a product of whole dimensions, such as 32 x 2 on 4 x 4 x 4,
+  dimensions are divided between axes.
+  """
+  types = (AxisType.Auto,) * len(MESH_AXES)
+  try:
+    return jax.make_mesh(
+      sizes, MESH_AXES, axis_types=types, devices=np.array(devices)
+    )
+  except NotImplementedError:
+    placed = mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
+    return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def _axis_sizes(

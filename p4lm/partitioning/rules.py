@@ -5,6 +5,7 @@ Models name the axes of their parameters and activations with the words of
 mesh axis, to several, or to None (kept whole on every device).
 """
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -36,6 +37,25 @@ STANDARD_RULES: Rules = {
   'users': ('fsdp', 'model'),
   'items': ('fsdp', 'model'),
 }
+
+
+def with_changes(changes: Mapping[str, MeshAxes] | None) -> Rules:
+  """STANDARD_RULES with some replaced, for parameters.
+
+  Raises:
+    UserError: a name that no parameter has, or `batch`, which activations and
+      features follow too and which is always split.
+  """
+  for name in changes or {}:
+    if name not in STANDARD_RULES or name == 'batch':
+      names = [known for known in STANDARD_RULES if known != 'batch']
+      near = difflib.get_close_matches(name, names, n=1)
+      hint = f'; did you mean {near[0]!r}?' if near else ''
+      raise UserError(
+        f'axis_rules has a rule for {name!r}, which is no axis of a parameter'
+        f'{hint} (axes: {", ".join(names)})'
+      )
+  return {**STANDARD_RULES, **(changes or {})}
 
 
 def check_rules(rules: Rules, mesh: Mesh | AbstractMesh) -> None:

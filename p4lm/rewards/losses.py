@@ -117,7 +117,8 @@ def _classification_loss(score, config):
     mean = logits.mean(axis=1)
     nll = supervised.binary_cross_entropy(mean, labels, example_mask=mask)
     accuracy = supervised.binary_accuracy(mean, labels, example_mask=mask)
-    return loss, {'nll': nll, 'accuracy': accuracy}
+    tokens = _tokens(batch, batch['response_tokens'])
+    return loss, {'nll': nll, 'accuracy': accuracy, 'tokens': tokens}
 
   return loss_fn
 
@@ -153,6 +154,7 @@ def _pairwise_loss(score, config, is_general):
         chosen, rejected, pair_mask=told
       ),
       'mean_score': masks.masked_mean(chosen + rejected, mask) / 2,
+      'tokens': _tokens(batch, tokens),
     }
     return loss, metrics
 
@@ -185,6 +187,7 @@ def _regression_loss(score, config):
       'correlation': supervised.pearson_correlation(
         jax.lax.stop_gradient(mean), targets, example_mask=mask
       ),
+      'tokens': _tokens(batch, batch['response_tokens']),
     }
     return loss, metrics
 
@@ -208,6 +211,14 @@ def _scores(score, key, params, frozen, batch, response_tokens):
 def _of_heads(values, scores):
   """[B] as [B, K], the same for every head."""
   return jnp.broadcast_to(values[:, None], scores.shape)
+
+
+def _tokens(batch, response_tokens):
+  """Tokens read of the examples that count; padding is 0."""
+  mask = _example_mask(batch)
+  sides = jnp.repeat(mask, response_tokens.shape[0] // mask.shape[0])
+  prompts = (batch['prompt_tokens'] != 0) & mask[:, None]
+  return prompts.sum() + ((response_tokens != 0) & sides[:, None]).sum()
 
 
 def _example_mask(batch):

@@ -166,6 +166,7 @@ def update_metrics(
     'response_length': per_response(mask),
     'advantage_std': masks.masked_std(advantages, mask),
     'share_valid': jnp.mean(valid, dtype=policy_logps.dtype),
+    'tokens': (rollout.prompt_tokens != 0).sum() + rollout.response_mask.sum(),
     **drift,
   }
 

@@ -118,6 +118,11 @@ def new_model(config: Config, seed: int) -> nnx.Module:
   return nnx.merge(*build_model(lambda: _module(config), seed))
 
 
+def abstract_module(config: Config) -> nnx.Module:
+  """The module of a configuration with shapes in place of arrays."""
+  return nnx.eval_shape(lambda: _module(config))
+
+
 def sizes_for(sizes: LMConfig, vocabulary: Vocabulary) -> LMConfig:
   """The sizes with an embedding row for every id, a multiple of 64."""
   rows = -(-vocabulary.size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE

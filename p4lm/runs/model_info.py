@@ -1,7 +1,7 @@
-"""`model-info.txt`: every parameter with its shape, axes and whether it trains.
+"""`model-info.txt`: every parameter, how it is laid out, whether it trains.
 
-The file has T5X's purpose: one look tells what a run changes and how it is
-laid out over the mesh.
+The file has T5X's purpose: one look tells what a run changes, how it is laid
+out over the mesh, and what it takes of a device's memory.
 """
 
 from __future__ import annotations
@@ -10,50 +10,69 @@ import math
 import os
 from pathlib import Path
 
+import jax
 from flax import nnx
 
 from p4lm.models.selection import parameter_name
 from p4lm.partitioning.shardings import logical_axes
+from p4lm.pods.memory import bytes_a_chip
+from p4lm.training.state import TrainState
 
-_HEADER = ('parameter', 'shape', 'axes', 'size', 'trains')
+_HEADER = ('parameter', 'shape', 'axes', 'split over', 'size', 'trains')
+_MIB = 2**20
 
 
 def write_model_info(
-  directory: Path, params: nnx.State, frozen: nnx.State
+  directory: Path, state: TrainState, mesh: jax.sharding.Mesh
 ) -> None:
   """Writes the table, atomically.
 
   Args:
     directory: gets `model-info.txt`.
-    params: what trains.
-    frozen: what stays bit-identical.
+    state: placed on the mesh.
+    mesh: of the run.
   """
-  rows = [_HEADER]
-  totals = {}
-  for trains, state in (('yes', params), ('frozen', frozen)):
-    totals[trains] = 0
-    for path, variable in nnx.to_flat_state(state):
-      shape = variable.get_value().shape
-      size = math.prod(shape)
-      totals[trains] += size
-      axes = logical_axes(variable) or ()
-      rows.append(
-        (
-          parameter_name(path),
-          'x'.join(map(str, shape)),
-          ', '.join(map(str, axes)),
-          f'{size:,}',
-          trains,
-        )
-      )
-  body = sorted(rows[1:])
-  widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+  rows = [
+    _row(path, variable, trains)
+    for trains, part in (('yes', state.params), ('frozen', state.frozen))
+    for path, variable in nnx.to_flat_state(part)
+  ]
+  table = [_HEADER, *sorted(rows)]
+  widths = [max(len(row[i]) for row in table) for i in range(len(_HEADER))]
   lines = [
     '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-    for row in [_HEADER, *body]
+    for row in table
   ]
-  lines.append('')
-  lines.append(f'trained: {totals["yes"]:,}  frozen: {totals["frozen"]:,}')
+  lines += ['', *_totals(state, mesh)]
   partial = directory / '.model-info.txt.partial'
   partial.write_text('\n'.join(lines) + '\n')
   os.replace(partial, directory / 'model-info.txt')
+
+
+def _row(path, variable: nnx.Variable, trains: str) -> tuple[str, ...]:
+  array = variable.get_value()
+  spec = [*array.sharding.spec, *[None] * array.ndim][: array.ndim]
+  split = [
+    '+'.join(axes) if isinstance(axes, tuple) else axes or '-' for axes in spec
+  ]
+  return (
+    parameter_name(path),
+    'x'.join(map(str, array.shape)),
+    ', '.join(logical_axes(variable) or ()),
+    ', '.join(split),
+    f'{math.prod(array.shape):,}',
+    trains,
+  )
+
+
+def _totals(state: TrainState, mesh: jax.sharding.Mesh) -> list[str]:
+  count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+  mib = lambda tree: f'{bytes_a_chip(tree) / _MIB:,.1f} MiB'
+  axes = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
+  return [
+    f'trained: {count(state.params):,}  frozen: {count(state.frozen):,}  '
+    f'optimizer: {count(state.opt_state):,}',
+    f'mesh: {axes}',
+    f'on one device: {mib((state.params, state.frozen))} of parameters, '
+    f'{mib(state.opt_state)} of optimizer state',
+  ]

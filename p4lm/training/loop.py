@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn, Protocol
 
@@ -74,13 +75,15 @@ def train(
   description: str = 'train',
   hooks: Sequence[Hook] = (),
   extra_state: ExtraState | None = None,
+  peak_flops: float | None = None,
 ) -> TrainState:
   """Runs steps until `steps` are done, in this process or an earlier one.
 
   Where `checkpoints` holds a step, the run goes on from it, drops metrics
   logged after it and asks for batches from there on. Metrics are means since
-  the last logged step; `tokens` becomes `tokens_per_second`. The device is
-  never waited for except a few steps behind, at log points and for saving.
+  the last logged step; `tokens` and `flops` become rates (see
+  `MetricWindow.close`). The device is never waited for except a few steps
+  behind, at log points and for saving.
 
   Args:
     state: the first state; only its shapes count when a checkpoint exists.
@@ -94,6 +97,7 @@ def train(
     description: name of the run in progress and messages.
     hooks: see `Hook`; they run before the checkpoint of their step.
     extra_state: saved and restored along with `state`.
+    peak_flops: FLOP/s of all devices together, for MFU; None if not known.
   Returns:
     The state after `steps` updates.
   Raises:
@@ -102,6 +106,7 @@ def train(
       checkpoints go beyond `steps`.
     Preempted: SIGTERM came; the state has been saved.
   """
+  began = time.monotonic()
   _check_positive(log_every=log_every, checkpoint_every=checkpoint_every)
   resumed = checkpoints is not None and checkpoints.latest_step() is not None
   if resumed:
@@ -119,7 +124,14 @@ def train(
   if start == steps:
     return state
   run = _Run(
-    state, checkpoints, metric_writer, hooks, extra_state, description, steps
+    state,
+    MetricWindow(peak_flops=peak_flops, began=began),
+    checkpoints,
+    metric_writer,
+    hooks,
+    extra_state,
+    description,
+    steps,
   )
   batches = batches_from(start)
   try:
@@ -145,9 +157,18 @@ class _Run:
   """The parts of a run between two steps."""
 
   def __init__(
-    self, state, checkpoints, writer, hooks, extra_state, description, steps
+    self,
+    state,
+    window,
+    checkpoints,
+    writer,
+    hooks,
+    extra_state,
+    description,
+    steps,
   ):
     self.state = state
+    self._window = window
     self._checkpoints = checkpoints
     self._writer = writer
     self._hooks = hooks
@@ -155,7 +176,6 @@ class _Run:
     self._description = description
     self._steps = steps
     start = int(state.step)
-    self._window = MetricWindow()
     self._progress = Progress(description, steps, start)
 
   def update(self, step_fn, step: int, batch) -> None:

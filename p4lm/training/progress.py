@@ -73,4 +73,6 @@ _SHOWN = (
   'kl',
   'steps_per_second',
   'tokens_per_second',
+  'mfu',
+  'goodput',
 )

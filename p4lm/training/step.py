@@ -20,9 +20,11 @@ LossFn = Callable[[PyTree, PyTree, Batch, Array], tuple[Array, Metrics]]
 PlanFn = Callable[[PyTree, PyTree, Batch, Array], PyTree]
 
 # A loss may report how much its mean weighs (say, response tokens) and how
-# many tokens it read; both are sums, every other metric is a mean.
+# many tokens it read, a step how many FLOPs it took; these are sums, every
+# other metric is a mean.
 LOSS_WEIGHT = 'loss_weight'
 TOKENS = 'tokens'
+FLOPS = 'flops'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +35,13 @@ class TrainStep:
     update: jitted (mutable part of the state, frozen, batch) -> (its
       successor, metrics); the first argument's memory is reused.
     batch_sharding: where batches go, or None for the default device.
+    flops: batch -> FLOPs of its update, reported as the metric `flops`; None
+      where they are not known.
   """
 
   update: Callable
   batch_sharding: jax.sharding.Sharding | None = None
+  flops: Callable[[Batch], float] | None = None
 
   def __call__(
     self, state: TrainState, batch: Batch
@@ -48,6 +53,8 @@ class TrainStep:
     mutable, metrics = self.update(
       _mutable(state), state.frozen, self._place(batch)
     )
+    if self.flops is not None:
+      metrics = {**metrics, FLOPS: self.flops(batch)}
     step, params, opt_state, key = mutable
     return TrainState(step, params, state.frozen, opt_state, key), metrics
 
@@ -75,6 +82,7 @@ def make_train_step(
   schedule: optax.Schedule | None = None,
   state_shardings: TrainState | None = None,
   batch_sharding: jax.sharding.Sharding | None = None,
+  flops: Callable[[Batch], float] | None = None,
 ) -> TrainStep:
   """Compiles an update of the state by one batch.
 
@@ -99,6 +107,7 @@ def make_train_step(
     state_shardings: TrainState of shardings that the next state must have;
       by default the compiler keeps those of the arrays given.
     batch_sharding: sharding over the leading axis of every batch feature.
+    flops: batch -> FLOPs of its update on all devices together.
   Returns:
     step_fn(state, batch) -> (state, metrics), metrics with `loss` and
     `grad_norm` (before clipping).
@@ -153,7 +162,7 @@ def make_train_step(
   if state_shardings is not None:
     shardings['out_shardings'] = (_mutable(state_shardings), None)
   return TrainStep(
-    jax.jit(update, donate_argnums=0, **shardings), batch_sharding
+    jax.jit(update, donate_argnums=0, **shardings), batch_sharding, flops
   )
 
 

@@ -78,7 +78,8 @@ def metrics(directory):
   """Logged rows without the rates, which no two runs share."""
   lines = (directory / 'metrics.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
-  return [{k: v for k, v in r.items() if 'per_second' not in k} for r in rows]
+  kept = lambda k: 'per_second' not in k and k != 'goodput'
+  return [{k: v for k, v in r.items() if kept(k)} for r in rows]
 
 
 @pytest.fixture(scope='module')

@@ -1,14 +1,16 @@
-"""Run by test_sharded_model in a process with four fake devices.
+"""Run by test_sharded_model in a process with eight fake devices.
 
-Prints, as JSON, how far losses, gradients and sampled tokens on each mesh are
-from those on one device.
+Prints, as JSON, how far losses, gradients, updates and sampled tokens on each
+mesh are from those on one device.
 """
 
+import dataclasses
+import functools
+import itertools
 import json
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from tiny_models import CONFIG, make_batch, make_responses
@@ -17,64 +19,153 @@ from p4lm.decoding.sampler import SamplerConfig, sample
 from p4lm.models.recommender import Recommender
 from p4lm.partitioning.build import build_model
 from p4lm.partitioning.mesh import make_mesh
-from p4lm.partitioning.shardings import put_batch
+from p4lm.partitioning.shardings import batch_sharding, put_batch, put_state
+from p4lm.runs.model_losses import maximum_likelihood
+from p4lm.training.optimizers import OptimizerConfig
+from p4lm.training.state import TrainState
+from p4lm.training.step import make_train_step
 
-MESHES = ('data=2,model=2', 'fsdp=2,model=2')
+# Sizes that every mesh of eight devices divides, and a layer of each stack:
+# every mesh is a program of its own to compile.
+ADAPTER = dataclasses.replace(CONFIG.adapter, hidden_width=16)
+ONE_LAYER = {'num_encoder_layers': 1, 'num_decoder_layers': 1}
+MODELS = {
+  't5': dataclasses.replace(
+    CONFIG,
+    lm=dataclasses.replace(CONFIG.lm, num_heads=8, d_kv=2, **ONE_LAYER),
+    adapter=ADAPTER,
+  ),
+}
+SHAPES = [
+  f'data={data},fsdp={fsdp},model={model}'
+  for data, fsdp, model in itertools.product((1, 2, 4, 8), repeat=3)
+  if data * fsdp * model == 8
+]
+# (optimizer, microbatches) of whole updates.
+UPDATES = [('adamw', 2), ('adafactor', 2)]
+# The mesh of updates and samples, whose parameters are also drawn on it.
+SHAPE = 'data=2,fsdp=2,model=2'
 
 
-def run(shape, devices):
-  """Loss, gradient, samples and the placement of the parameters."""
+@functools.cache
+def drawn(config):
+  """A model on one device."""
+  make = lambda: Recommender(config, rngs=nnx.Rngs(0))
+  return build_model(make, seed=3)
+
+
+def built(config, shape, devices):
+  """A mesh, a model on it and a batch."""
   mesh = make_mesh(shape, devices=devices)
-  make = lambda: Recommender(CONFIG, rngs=nnx.Rngs(0))
-  graphdef, state = build_model(make, seed=3, mesh=mesh)
-  batch = make_batch(batch=8)
-  batch['responses'] = make_responses(rows=8)
-  batch = put_batch(batch, mesh)
+  graphdef, state = drawn(config)
+  state = put_state(state, mesh)
+  batch = make_batch(batch=16)
+  batch['response_tokens'] = make_responses(rows=16)
+  # Rows of different lengths: microbatches differ in weight.
+  lengths = np.arange(16)[:, None] % 7 + 1
+  batch['response_mask'] = np.arange(7)[None] < lengths
+  return mesh, graphdef, state, put_batch(batch, mesh)
+
+
+def gradients(config, shape, devices):
+  """Loss and gradient, and the parameters that they are of."""
+  mesh, graphdef, state, batch = built(config, shape, devices)
+  loss_fn = maximum_likelihood(graphdef)
 
   def loss(state, batch):
-    logits = nnx.merge(graphdef, state)(
-      batch['prompt_tokens'],
-      batch['responses'],
-      batch['cf_embeddings'],
-      batch['cf_kind_ids'],
-    )
-    logps = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(logps, batch['responses'][..., None], -1)
-    return -chosen.mean()
+    return loss_fn(state, nnx.State({}), batch, None)[0]
 
-  config = SamplerConfig(max_length=6, top_p=0.9, num_samples=2)
   with jax.set_mesh(mesh):
     value, gradient = jax.jit(jax.value_and_grad(loss))(state, batch)
-    drawn = sample(graphdef, state, batch, jax.random.key(0), config, 1)
+  return {'loss': value, 'gradient': gradient, 'parameters': state}
+
+
+def born(config, devices):
+  """Parameters that are sharded as they are drawn."""
+  mesh = make_mesh(SHAPE, devices=devices)
+  make = lambda: Recommender(config, rngs=nnx.Rngs(0))
+  return {'parameters': build_model(make, seed=3, mesh=mesh)[1]}
+
+
+def samples(config, shape, devices):
+  """Sampled tokens and their log-probabilities."""
+  mesh, graphdef, state, batch = built(config, shape, devices)
+  sampler = SamplerConfig(max_length=6, top_p=0.9, num_samples=2)
+  with jax.set_mesh(mesh):
+    found = sample(graphdef, state, batch, jax.random.key(0), sampler, 1)
+  return {'tokens': found.response_tokens, 'logps': found.logps}
+
+
+def updates(config, shape, devices, name, accumulate):
+  """Parameters, moments and metrics after two updates."""
+  mesh, graphdef, params, batch = built(config, shape, devices)
+  # No warm-up or decay: the first updates are as large as later ones. Small
+  # tables are factored too.
+  made = OptimizerConfig(name, 1e-2, weight_decay=0.01)
+  state = TrainState.create(
+    params, made.make(4), jax.random.key(0), frozen=nnx.State({})
+  )
+  state = put_state(state, mesh)
+  step = make_train_step(
+    maximum_likelihood(graphdef),
+    made.make(4),
+    accumulate=accumulate,
+    state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+    batch_sharding=batch_sharding(mesh),
+  )
+  with jax.set_mesh(mesh):
+    for _ in range(2):
+      state, metrics = step(state, batch)
   return {
-    'loss': value,
-    'gradient': gradient,
-    'parameters': state,
-    'tokens': drawn.response_tokens,
-    'logps': drawn.logps,
+    'loss': metrics['loss'],
+    'grad_norm': metrics['grad_norm'],
+    'updated': state.params,
+    'moments': state.opt_state,
   }
+
+
+def differences(actual, expected):
+  """The largest difference of each quantity, and what was split."""
+  report = {
+    name: max(
+      float(np.abs(np.float64(a) - np.float64(b)).max())
+      for a, b in zip(
+        jax.tree.leaves(actual[name]), jax.tree.leaves(expected[name])
+      )
+    )
+    for name in expected
+  }
+  for name in {'parameters', 'moments'} & actual.keys():
+    report[f'split_{name}'] = sum(
+      not leaf.sharding.is_fully_replicated
+      for leaf in jax.tree.leaves(actual[name])
+    )
+  return report
 
 
 def main():
   """Compares every mesh with one device."""
-  devices = jax.devices()
-  expected = run('data=1', devices[:1])
-  report = {}
-  for shape in MESHES:
-    actual = run(shape, devices)
-    report[shape] = {
-      name: max(
-        float(np.abs(np.asarray(a) - np.asarray(b)).max())
-        for a, b in zip(
-          jax.tree.leaves(actual[name]), jax.tree.leaves(expected[name])
-        )
-      )
-      for name in expected
+  devices, report = jax.devices(), {}
+  for model, config in MODELS.items():
+    one = ('data=1', devices[:1])
+    expected = gradients(config, *one)
+    report[model] = {
+      shape: differences(gradients(config, shape, devices), expected)
+      for shape in SHAPES
     }
-    report[shape]['split_parameters'] = sum(
-      not leaf.sharding.is_fully_replicated
-      for leaf in jax.tree.leaves(actual['parameters'])
+    report[f'{model} born'] = differences(
+      born(config, devices), {'parameters': drawn(config)[1]}
     )
+    report[f'{model} samples'] = differences(
+      samples(config, SHAPE, devices), samples(config, *one)
+    )
+    report[f'{model} updates'] = {
+      name: differences(
+        updates(config, SHAPE, devices, name, accumulate),
+        updates(config, *one, name, 1),
+      )
+      for name, accumulate in UPDATES
+    }
   json.dump(report, sys.stdout)
 
 

@@ -28,6 +28,7 @@ from p4lm.partitioning.shardings import (
   put_batch,
   put_state,
 )
+from p4lm.pods import topologies
 
 
 def test_mesh_example():
@@ -134,3 +135,36 @@ def test_batches_are_split_by_rows():
 def test_constraints_do_nothing_without_a_mesh():
   x = jnp.ones((3, 2))
   assert constrain(x, 'batch', None) is x
+
+
+def test_factored_moments_lie_as_what_is_left_of_their_parameter():
+  mesh = abstract(fsdp=2, model=2)
+  optimizer = optax.adafactor(1e-3, min_dim_size_to_factor=8)
+  state = {
+    'params': tiny().state,
+    'opt_state': jax.eval_shape(optimizer.init, tiny().state),
+  }
+  factored = param_shardings(state, mesh)['opt_state'][0]
+  # The feed-forward's kernel is [layers, embed 16, mlp 24]: its row sums lose
+  # mlp, its column sums embed.
+  spec = lambda moments: (
+    moments['lm']['encoder']['layers']['ffn']['wi_0']['kernel'].get_value().spec
+  )
+  assert spec(factored.v_row) == PartitionSpec(None, 'fsdp')
+  assert spec(factored.v_col) == PartitionSpec(None, 'model')
+  # Without the parameters beside them nobody knows, and they are kept whole.
+  alone = param_shardings(state['opt_state'], mesh)[0]
+  assert spec(alone.v_row) == PartitionSpec()
+
+
+@pytest.mark.parametrize('shape', [(32, 2), (2, 32), (8, 8), (1, 64)])
+def test_a_torus_that_no_axis_fits_is_divided(shape):
+  """JAX's own make_mesh refuses 32 x 2 on a torus of 4 x 4 x 4."""
+  devices = topologies.get_topology('v5p:4x4x4').devices
+  fsdp, model = shape
+  mesh = make_mesh({'fsdp': fsdp, 'model': model}, devices=devices)
+  assert dict(mesh.shape) == {'replica': 1, 'data': 1} | {
+    'fsdp': fsdp,
+    'model': model,
+  }
+  assert len(set(mesh.devices.flat)) == 64

@@ -69,10 +69,14 @@ def assert_same_bits(state, expected):
     np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other))
 
 
+def is_rate(name):
+  return 'per_second' in name or name in ('mfu', 'goodput')
+
+
 def values_of(metrics):
   """Metrics without the rates, which no two runs share."""
   return [
-    {name: value for name, value in row.items() if 'per_second' not in name}
+    {name: value for name, value in row.items() if not is_rate(name)}
     for row in metrics
   ]
 

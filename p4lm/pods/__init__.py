@@ -1,0 +1,1 @@
+"""Accelerators: what chips can do, and what compiled programs ask of them."""
