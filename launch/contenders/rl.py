@@ -210,8 +210,11 @@ def _trl_trainer(size: str, work: str):
     ' '.join(f'w{word}' for word in row)
     for row in language_models.tokens(model, prompts, prompt)
   ]
+  # The anchor is read from where the policy was.
+  start = f'{work}/trl-{size}-start'
+  language_models.torch_llama(model).save_pretrained(start)
   trainer = trl.GRPOTrainer(
-    model=language_models.torch_llama(model),
+    model=start,
     reward_funcs=[_trl_reward(ending) for ending in ENDINGS],
     args=trl.GRPOConfig(
       output_dir=f'{work}/trl-{size}',
@@ -262,7 +265,12 @@ def _word_tokenizer(model: str):
   )
   words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=words, pad_token='w0', eos_token='w1', unk_token='w0'
+    tokenizer_object=words,
+    padding_side='left',
+    pad_token='w0',
+    eos_token='w1',
+    unk_token='w0',
+    model_input_names=['input_ids', 'attention_mask'],
   )
 
 

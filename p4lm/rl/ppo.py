@@ -15,6 +15,7 @@ which Andrychowicz et al. 2021 find no use in.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -32,6 +33,8 @@ from p4lm.rl.objective import (
   update_metrics,
 )
 from p4lm.rl.reinforce import ReinforceConfig, reinforce_advantages
+from p4lm.rl.rollouts import Rollout
+from p4lm.typing import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,8 @@ def make_ppo_objective(
   """PPO's plan and loss.
 
   The plan's batches have `rollout`, `previous_logps` [B, L], `advantages`
-  [B, L] (with the sampler's correction) and `valid` [B].
+  [B, L] (with the sampler's correction) and `valid` [B]. A single update on
+  the whole rollout needs no plan: its loss makes them of its own pass.
 
   Args:
     score_fn: (params, frozen, rollout) -> the policy's log-probabilities
@@ -87,61 +91,95 @@ def make_ppo_objective(
   config = config or PpoConfig()
 
   def plan(params, frozen, rollout, key):
-    previous_logps = jax.lax.stop_gradient(score_fn(params, frozen, rollout))
-    valid = learnable(rollout, previous_logps)
-    mask = rollout.response_mask & valid[:, None]
-    advantages = reinforce_advantages(rollout, previous_logps, valid, config)
-    batch = {
-      'rollout': rollout,
-      'previous_logps': previous_logps,
-      'advantages': advantages
-      * capped_ratios(
-        previous_logps, rollout.behavior_logps, mask, config.ratio_cap
-      ),
-      'valid': valid,
-    }
     return minibatches(
-      batch,
+      _to_learn(score_fn(params, frozen, rollout), rollout, config),
       key,
       prompts=rollout.prompt_tokens.shape[0],
       epochs=config.epochs,
       count=config.minibatches,
     )
 
-  def loss_fn(params, frozen, batch, key):
+  def minibatch_loss(params, frozen, batch, key):
     del key
-    rollout, advantages = batch['rollout'], batch['advantages']
-    policy_logps = score_fn(params, frozen, rollout)
-    constant_logps = jax.lax.stop_gradient(policy_logps)
-    valid = batch['valid'] & learnable(rollout, constant_logps)
-    mask = rollout.response_mask & valid[:, None]
-    clip = {'clip_low': config.clip_low, 'clip_high': config.clip_high}
-    loss = policy_gradient.ppo_clip_loss(
-      policy_logps,
-      batch['previous_logps'],
-      advantages,
-      response_mask=mask,
-      aggregation=config.aggregation,
-      **clip,
-    )
-    if config.kl_in == 'loss':
-      loss += kl_in_loss(
-        policy_logps,
-        rollout,
-        mask,
-        coefficient=config.kl_coefficient,
-        estimator=config.kl_estimator,
-        aggregation=config.aggregation,
-      )
-    metrics = update_metrics(rollout, constant_logps, advantages, valid, mask)
-    metrics['share_clipped'] = policy_gradient.clipped_share(
-      constant_logps,
-      batch['previous_logps'],
-      advantages,
-      response_mask=mask,
-      **clip,
-    )
-    metrics['loss_weight'] = loss_weight(mask, config.aggregation)
-    return loss, metrics
+    policy_logps = score_fn(params, frozen, batch['rollout'])
+    return _clipped_loss(policy_logps, batch, config)
 
-  return Objective(loss_fn, plan)
+  def whole_loss(params, frozen, rollout, key):
+    del key
+    policy_logps = score_fn(params, frozen, rollout)
+    batch = _to_learn(policy_logps, rollout, config)
+    return _clipped_loss(policy_logps, batch, config)
+
+  if _replays_itself(config):
+    return Objective(whole_loss)
+  return Objective(minibatch_loss, plan)
+
+
+def _to_learn(
+  policy_logps: Array, rollout: Rollout, config: PpoConfig
+) -> dict[str, Any]:
+  """A rollout with what the policy before the updates makes of it."""
+  previous_logps = jax.lax.stop_gradient(policy_logps)
+  valid = learnable(rollout, previous_logps)
+  mask = rollout.response_mask & valid[:, None]
+  advantages = reinforce_advantages(rollout, previous_logps, valid, config)
+  ratios = capped_ratios(
+    previous_logps, rollout.behavior_logps, mask, config.ratio_cap
+  )
+  return {
+    'rollout': rollout,
+    'previous_logps': previous_logps,
+    'advantages': advantages * ratios,
+    'valid': valid,
+  }
+
+
+def _clipped_loss(
+  policy_logps: Array, batch: dict[str, Any], config: PpoConfig
+) -> tuple[Array, dict[str, Array]]:
+  """The loss of an update and its metrics."""
+  rollout, advantages = batch['rollout'], batch['advantages']
+  constant_logps = jax.lax.stop_gradient(policy_logps)
+  valid = batch['valid'] & learnable(rollout, constant_logps)
+  mask = rollout.response_mask & valid[:, None]
+  clip = {'clip_low': config.clip_low, 'clip_high': config.clip_high}
+  loss = policy_gradient.ppo_clip_loss(
+    policy_logps,
+    batch['previous_logps'],
+    advantages,
+    response_mask=mask,
+    aggregation=config.aggregation,
+    **clip,
+  )
+  if config.kl_in == 'loss':
+    loss += kl_in_loss(
+      policy_logps,
+      rollout,
+      mask,
+      coefficient=config.kl_coefficient,
+      estimator=config.kl_estimator,
+      aggregation=config.aggregation,
+    )
+  metrics = update_metrics(rollout, constant_logps, advantages, valid, mask)
+  metrics['share_clipped'] = policy_gradient.clipped_share(
+    constant_logps,
+    batch['previous_logps'],
+    advantages,
+    response_mask=mask,
+    **clip,
+  )
+  metrics['loss_weight'] = loss_weight(mask, config.aggregation)
+  return loss, metrics
+
+
+def _replays_itself(config: PpoConfig) -> bool:
+  """Whether the policy before the only update can be read in that update.
+
+  It spares a pass over the rollout. Statistics of the whole rollout need the
+  plan: microbatches see a part of it, though always whole groups.
+  """
+  return (
+    config.updates_per_step == 1
+    and config.standardise != 'batch'
+    and config.baseline != 'batch_mean'
+  )

@@ -67,6 +67,29 @@ def test_the_first_ppo_update_is_reinforce(mdp):
   )
 
 
+@pytest.mark.parametrize('choices', [{}, {'kl_in': 'reward'}])
+def test_one_update_alone_is_the_first_of_several_for_one_pass(mdp, choices):
+  passes = []
+
+  def score_fn(*arguments):
+    passes.append(arguments)
+    return mdp.score_fn(*arguments)
+
+  rollout = mdp.rollout(jnp.array([0, 3, 9, 14]))
+  table = jnp.asarray(mdp.start)
+  alone = GrpoConfig(**choices).objective(score_fn)
+  assert alone.plan is None
+  found = _gradient_of(alone, table, rollout)
+  assert len(passes) == 1
+  several = GrpoConfig(epochs=2, **choices).objective(score_fn)
+  expected = _gradient_of(several, table, rollout)
+  assert len(passes) == 3
+  np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+  assert np.abs(expected).max() > 0.01
+  # A deviation over the whole rollout must not become one over microbatches.
+  assert GrpoConfig(standardise='batch').objective(score_fn).plan is not None
+
+
 def test_grpo_without_its_divisors_is_reinforce_with_a_group_mean(mdp):
   """Dr. GRPO: a mean that includes the own sample costs (n - 1) / n."""
   config = GrpoConfig(
