@@ -31,7 +31,7 @@ from p4lm.models.selection import parameter_name
 from p4lm.models.t5_config import T5Config
 from p4lm.runs import model_directory
 from p4lm.runs.model_directory import AnyVocabulary
-from p4lm.runs.model_info import write_model_info
+from p4lm.runs.model_info import write_parameter_info
 
 _LM = 'lm/'
 # T5X's checkpoints do not tell it.
@@ -269,7 +269,7 @@ def write_p4lm(
   model = nnx.eval_shape(
     lambda: make_language_model(config.lm, rngs=nnx.Rngs(0))
   )
-  write_model_info(directory, nnx.state(model), nnx.State({}))
+  write_parameter_info(directory, nnx.state(model))
   card = model_directory.describe(
     config,
     task='',

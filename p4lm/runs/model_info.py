@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -25,25 +26,44 @@ _MIB = 2**20
 def write_model_info(
   directory: Path, state: TrainState, mesh: jax.sharding.Mesh
 ) -> None:
-  """Writes the table, atomically.
+  """Writes the table of a run, atomically.
 
   Args:
     directory: gets `model-info.txt`.
     state: placed on the mesh.
     mesh: of the run.
   """
-  rows = [
+  parts = {'yes': state.params, 'frozen': state.frozen}
+  _write(directory, _rows(parts), _totals(state, mesh))
+
+
+def write_parameter_info(directory: Path, params: nnx.State) -> None:
+  """Writes the table of a model that no run has placed yet, atomically.
+
+  Args:
+    directory: gets `model-info.txt`.
+    params: arrays, or their shapes alone.
+  """
+  count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+  _write(directory, _rows({'yes': params}), [f'parameters: {count:,}'])
+
+
+def _rows(parts: Mapping[str, nnx.State]) -> list[tuple[str, ...]]:
+  return [
     _row(path, variable, trains)
-    for trains, part in (('yes', state.params), ('frozen', state.frozen))
+    for trains, part in parts.items()
     for path, variable in nnx.to_flat_state(part)
   ]
+
+
+def _write(directory: Path, rows, totals: list[str]) -> None:
   table = [_HEADER, *sorted(rows)]
   widths = [max(len(row[i]) for row in table) for i in range(len(_HEADER))]
   lines = [
     '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
     for row in table
   ]
-  lines += ['', *_totals(state, mesh)]
+  lines += ['', *totals]
   partial = directory / '.model-info.txt.partial'
   partial.write_text('\n'.join(lines) + '\n')
   os.replace(partial, directory / 'model-info.txt')
@@ -51,7 +71,8 @@ def write_model_info(
 
 def _row(path, variable: nnx.Variable, trains: str) -> tuple[str, ...]:
   array = variable.get_value()
-  spec = [*array.sharding.spec, *[None] * array.ndim][: array.ndim]
+  placed = getattr(array.sharding, 'spec', ())
+  spec = [*placed, *[None] * array.ndim][: array.ndim]
   split = [
     '+'.join(axes) if isinstance(axes, tuple) else axes or '-' for axes in spec
   ]
