@@ -126,15 +126,7 @@ def _p4lm_run(size: str, work: str):
       )
     )
   )
-  terms = module('rewards.terms')
-  joint = module('rewards.joint')
-  reward = joint.JointReward(
-    [
-      terms.CallableTerm(name, functools.partial(_reward, name))
-      for name in ENDINGS
-    ],
-    joint.JointRewardConfig(weights=dict.fromkeys(ENDINGS, 1.0)),
-  )
+  reward = _p4lm_reward()
   words = [f'w{word}' for word in range(language_models.num_words(model))]
   contract = module('rl.eos').EosContract(missing='score_anyway')
   collect_rollout = module('rl.rollouts').collect_rollout
@@ -162,6 +154,19 @@ def _p4lm_run(size: str, work: str):
     )
 
   return fit, collect, learner
+
+
+def _p4lm_reward():
+  """The joint reward of the four terms, each of weight 1."""
+  terms = language_models.module('rewards.terms')
+  joint = language_models.module('rewards.joint')
+  return joint.JointReward(
+    [
+      terms.CallableTerm(name, functools.partial(_reward, name))
+      for name in ENDINGS
+    ],
+    joint.JointRewardConfig(weights=dict.fromkeys(ENDINGS, 1.0)),
+  )
 
 
 def _reward(ending: str, request) -> float:
