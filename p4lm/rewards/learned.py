@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from p4lm.data.prompts import Prompt, clean_text
 from p4lm.errors import UserError
 from p4lm.models.adapter import CF_KINDS
 from p4lm.models.soft_tokens import check_soft_tokens
+from p4lm.partitioning.mesh import make_mesh
 from p4lm.rewards import outputs
 from p4lm.rewards.outputs import RewardOutput
 from p4lm.rewards.terms import RewardRequest, TermValues
@@ -325,7 +327,8 @@ class LearnedTerm:
         _padded(cf_kind_ids[part], size),
       ]
       # Not read yet, so the next batch is prepared while this one runs.
-      pending.append(self._scores(self._params, *batch))
+      with _mesh_of(self._params):
+        pending.append(self._scores(self._params, *batch))
     scores = np.concatenate([np.asarray(p, np.float32) for p in pending])
     return scores[: len(responses)]
 
@@ -341,6 +344,18 @@ class LearnedTerm:
     score = score - np.float32(self.config.population_mean)
     value = outputs.read(score, self.config.output, self.config.temperature)
     return value, spread
+
+
+def _mesh_of(params):
+  """In place of the mesh of a training, that of the device with the judge.
+
+  A judge lies on one device whole, and a program does not mix devices.
+  """
+  arrays = [x for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
+  devices = arrays[0].devices() if arrays else set()
+  if jax.sharding.get_mesh().empty or len(devices) != 1:
+    return contextlib.nullcontext()
+  return jax.set_mesh(make_mesh('data=1', devices=list(devices)))
 
 
 def check_same_sources(

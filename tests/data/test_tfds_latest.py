@@ -15,12 +15,12 @@ def test_the_tables_are_those_of_grouplens(data_dir, tmp_path):
     pytest.skip(
       f'no {source / "ml-latest-small"}: unpack GroupLens ml-latest-small there'
     )
-  line = tfds_movielens.prepare_line('latest-small', tmp_path / 'tfds')
+  line = tfds_movielens.prepare_line('latest-small', tmp_path / 'prepared')
   prepare([(source, line)])
   made = {}
   for name, dataset, directory in (
     ('files', 'ml-latest-small', source),
-    ('tfds', 'tfds:movielens/latest-small', tmp_path / 'tfds'),
+    ('tfds', 'tfds:movielens/latest-small', tmp_path / 'prepared'),
   ):
     made[name] = make_data(
       dataset=dataset,
