@@ -45,7 +45,7 @@ def run(contenders: Mapping[str, Callable[[str, str, str], dict]]) -> None:
     resource.getrusage(who).ru_maxrss
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
   )
-  print(json.dumps({**found, 'peak_mb': peak // 1024}))
+  print(json.dumps({'peak_mb': peak // 1024, **found}))
 
 
 def num_cores() -> int:

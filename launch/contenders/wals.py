@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 import statistics
@@ -36,7 +37,7 @@ def p4lm(size: str, data: str, work: str) -> dict:
     'regularization': 0.003,
     'exponent': 1.0,
   }
-  _job(
+  peak = _job(
     'fit_cf', DATA_DIR=tables, OUTPUT_DIR=fitted,
     **{f'fit_cf.{name}': value for name, value in settings.items()},
   )  # fmt: skip
@@ -46,19 +47,23 @@ def p4lm(size: str, data: str, work: str) -> dict:
     'what': 'an epoch, exact (Cholesky)',
     'cpu_secs': statistics.median(e['epoch_cpu_secs'] for e in epochs),
     'wall_secs': statistics.median(e['epoch_secs'] for e in epochs),
+    'peak_mb': peak // 1024,
   }
 
 
-def _job(job: str, **macros) -> None:
-  subprocess.run(
-    [
-      sys.executable,
-      *('-m', 'p4lm.main', job),
-      *(f'--gin.{name}={value}' for name, value in macros.items()),
-    ],
-    stdout=sys.stderr,
-    check=True,
-  )
+def _job(job: str, **macros) -> int:
+  """Runs a job; its peak memory in KiB, which is not that of other children."""
+  command = [
+    sys.executable,
+    *('-m', 'p4lm.main', job),
+    *(f'--gin.{name}={value}' for name, value in macros.items()),
+  ]
+  process = subprocess.Popen(command, stdout=sys.stderr)
+  _, status, used = os.wait4(process.pid, 0)
+  process.returncode = os.waitstatus_to_exitcode(status)
+  if process.returncode:
+    raise subprocess.CalledProcessError(process.returncode, command)
+  return used.ru_maxrss
 
 
 def irspack(size: str, data: str, work: str) -> dict:
