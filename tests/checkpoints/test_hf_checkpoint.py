@@ -6,6 +6,8 @@ import dataclasses
 import json
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import ml_dtypes
@@ -292,20 +294,27 @@ def test_conversion_needs_far_less_memory_than_the_model(tmp_path):
 
   (tmp_path / 'hf').mkdir()
   write_hf(tmp_path / 'hf', config, shapes, read)
-  source = conversion.open_source(str(tmp_path / 'hf'))
   (tmp_path / 'p4lm').mkdir()
-  with Watch() as watch:
-    conversion.write_p4lm(
-      tmp_path / 'p4lm', source, prompt_length=8, response_length=8
-    )
+  # A process of its own: what other tests of this one still free or use, in
+  # threads of their own, would count as the conversion's.
+  with ProcessPoolExecutor(1, get_context('spawn')) as fresh:
+    grown = fresh.submit(convert, tmp_path / 'hf', tmp_path / 'p4lm').result()
   assert total > 100e6
-  assert watch.peak - watch.base < 0.5 * total
+  assert 0 < grown < 0.5 * total
   loaded = model_directory.load_model(tmp_path / 'p4lm')
   assert loaded.card.eos_id == 1
   again = conversion.open_source(str(tmp_path / 'p4lm'), to='hf')
   target = np.empty(shapes['decoder/layers/ffn/wo/kernel'], np.float32)
   again.fill('decoder/layers/ffn/wo/kernel', target)
   np.testing.assert_array_equal(target, read('decoder/layers/ffn/wo/kernel'))
+
+
+def convert(hf: Path, target: Path) -> int:
+  """The most memory that a conversion adds to its process, in bytes."""
+  source = conversion.open_source(str(hf))
+  with Watch() as watch:
+    conversion.write_p4lm(target, source, prompt_length=8, response_length=8)
+  return watch.peak - watch.base
 
 
 class Watch:
