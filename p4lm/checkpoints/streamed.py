@@ -1,14 +1,14 @@
 """Checkpoints of models that memory could not hold twice.
 
 A parameter is first put together in a file that is mapped into memory, which
-the system can write out and drop; then Orbax saves one after another. Both at
-their peak need a few times the largest parameter (layers are stacked), and
-not the model.
+the system can write out and drop; then Orbax saves one chunk after another.
+The peak is a few chunks, whatever the size of the model.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,12 +16,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
 from p4lm.checkpoints import integrity
 from p4lm.checkpoints.manager import CheckpointStore
 
-# Arrays are compressed by pieces of this size, several at a time.
-_CHUNK = 16 * 2**20
+# Bytes of a chunk, which is compressed and written whole.
+_CHUNK = 4 * 2**20
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -126,9 +127,10 @@ class ArrayReader:
 
 
 class _OneAfterAnother(ocp.type_handlers.NumpyHandler):
-  """Writes an array when the one before it is written, and copies none first.
+  """Writes a chunk when the one before it is written, and copies none first.
 
-  Orbax copies them all and then writes them all at once.
+  Orbax copies all arrays and then writes them all at once, where each chunk in
+  flight takes a few times its size.
   """
 
   def __init__(self):
@@ -138,3 +140,24 @@ class _OneAfterAnother(ocp.type_handlers.NumpyHandler):
   async def _background_serialize(self, values, infos, args=None):
     for value, info, arg in zip(values, infos, args):
       await super()._background_serialize([value], [info], [arg])
+
+  async def _open_and_write(self, value, tspec, ts_context):
+    array = await ts.open(
+      ts.Spec(tspec), create=True, open=True, context=ts_context
+    )
+    for chunk in _chunks(value.shape, array.chunk_layout.write_chunk.shape):
+      await array[chunk].write(
+        value[chunk], can_reference_source_data_indefinitely=True
+      )
+
+
+def _chunks(
+  shape: tuple[int, ...], chunk_shape: tuple[int, ...]
+) -> Iterator[tuple[slice, ...]]:
+  """The places of an array's chunks, in the order of memory."""
+  starts = (range(0, n, step) for n, step in zip(shape, chunk_shape))
+  for corner in itertools.product(*starts):
+    yield tuple(
+      slice(begin, min(begin + step, n))
+      for begin, step, n in zip(corner, chunk_shape, shape)
+    )
