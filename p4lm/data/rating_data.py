@@ -159,6 +159,24 @@ def without_repeats(
   return keep
 
 
+def by_user_and_time(users: np.ndarray, times: np.ndarray) -> np.ndarray:
+  """int64 [M], rows by user and then time; equal ones stay in their order.
+
+  Args:
+    users: int [M], codes.
+    times: int64 [M].
+  """
+  if not len(users):
+    return np.zeros(0, np.int64)
+  first = int(times.min())
+  width = (int(times.max()) - first).bit_length()
+  if width + int(users.max()).bit_length() > 63:
+    return np.lexsort((times, users))
+  # One integer a row: half the time of sorting by one and then by the other.
+  keys = (users.astype(np.int64) << width) | (times - first)
+  return np.argsort(keys, kind='stable')
+
+
 def rating_table(
   users: EncodedIds,
   items: EncodedIds,
