@@ -41,8 +41,10 @@ class GrowingIds:
     self._merged = self._pending = 0
 
   def add(self, column: pa.ChunkedArray) -> None:
-    """Appends ids (a string column without nulls)."""
-    piece = column.combine_chunks().dictionary_encode()
+    """Appends ids (a string or dictionary column without nulls)."""
+    piece = column.combine_chunks()
+    if not pa.types.is_dictionary(piece.type):
+      piece = piece.dictionary_encode()
     self._pieces.append(piece)
     self._pending += len(piece.dictionary)
     if self._pending > max(self._merged, self._FEW):
@@ -145,6 +147,11 @@ def without_repeats(
     dropped: {reason: rows}, added to.
   """
   rows = np.flatnonzero(among)
+  # Most often few or none: the rest is about these alone.
+  again, _ = _repeated_pairs(select(users, rows), select(items, rows))
+  rows = rows[again]
+  keep = among.copy()
+  keep[rows] = False
   repeats = exact_repeats(
     select(users, rows), select(items, rows), ratings[rows], timestamps[rows]
   )
@@ -154,7 +161,6 @@ def without_repeats(
   count(dropped, f'repeated {noun} ({same})', repeats.sum())
   older = (~is_latest).sum()
   count(dropped, f'duplicate (user, item), an older {noun}', older)
-  keep = np.zeros(len(among), bool)
   keep[rows[is_latest]] = True
   return keep
 
