@@ -224,11 +224,8 @@ class _ItemRecords:
 
 
 def _item_record(item: str, title: str, described: Mapping) -> dict:
-  categories = described['categories']
-  if isinstance(categories, str):
-    categories = [categories]
   # REGEN writes the path of categories as ' Paper - Labels - Round'.
-  categories = amazon_items.clean_texts(categories)
+  categories = amazon_items.clean_texts(described['categories'])
   if len(categories) == 1:
     categories = categories[0].split(' - ')
   return {

@@ -197,6 +197,7 @@ def test_regular_lines_are_read_by_arrow(tmp_path, monkeypatch):
 _PARTS = {
   'EVENT': '{"asin": "A", "title": "T", "rating": 5, "timestamp": 1000',
   'DEEP': '[' * 100_000 + ']' * 100_000,
+  'BIG': '0' * 400,
   'WIDE': ', '.join(f'"k{number}": 1' for number in range(2000)),
 }
 
@@ -220,6 +221,9 @@ _PARTS = {
     ('[{"user_id": "u", "items": [EVENT}]}]', ''),
     ('{"user_id": "u", "history": [EVENT, "product": {}}]}', ''),
     ('{"user_id": "u", "history": [EVENT, "user_id": null}]}', ''),
+    ('{"user_id": "u", "\\ud800": 1, "history": [EVENT}]}', ''),
+    ('{"user_id": "u", "history": [EVENT, "review": "\\ud800"}]}', ''),
+    ('{"user_id": "u", "history": [EVENT, "price": 1BIG}]}', ''),
   ],
 )
 def test_strange_lines_are_read_alike(tmp_path, line, problem):
