@@ -197,10 +197,10 @@ def _is_list(array: pa.Array) -> bool:
 
 
 def _table_of(objects: pa.Array) -> pa.Table:
-  """Their columns; none of them may be null, nor all of them empty."""
+  """Their columns; null objects lack what is required, and fail by that."""
   table = pa.table(_fields(objects))
-  if objects.null_count or len(table) != len(objects):
-    raise Unfit
+  if len(table) != len(objects):
+    raise Unfit  # Not one of them has a key.
   return table
 
 

@@ -211,6 +211,7 @@ _PARTS = {
     ('[EVENT}], "user_id": "u", "votes": []', 'no JSON'),
     ('[EVENT, "user_id": "u"}], "history": []', 'no JSON'),
     ('[]} {"history": []', 'no JSON'),
+    (' '.join(['{"user_id": "u", "history": [EVENT}]}'] * 2), 'no JSON'),
     ('{"user_id": "u", "user_id": "v", "history": [EVENT}]}', ''),
     ('{"user_id": "u", "history": [null, EVENT}]}', 'an event must be'),
     ('{"user_id": "u", "history": [[EVENT}]]}', 'an event must be'),
