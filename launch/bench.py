@@ -6,8 +6,9 @@ r"""Speed and memory of p4lm beside the best libraries, in one run.
 
 wals       seconds of an epoch of weighted ALS, 128 factors: p4lm (exact),
            irspack (exact), implicit (three steps of conjugate gradients)
-reading    a MovieLens directory into p4lm's tables, splits and checks; beside
-           it pyarrow parsing the same file and doing nothing with it
+reading    releases of MovieLens, Amazon Reviews 2018 and REGEN into p4lm's
+           tables, splits and checks; beside it pyarrow parsing the ratings of
+           the first and doing nothing with them
 top_items  the best 20 of 376,000 items for 1,000 users: p4lm and faiss
 training   a step of T5 1.1 small and of a tiny T5, batch of 8 x (256 in, 64
            out), AdamW: p4lm and transformers on PyTorch; tokens are all of the
@@ -32,6 +33,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -50,7 +52,7 @@ LIBRARIES = {
 # The sizes that each benchmark is run at, unless --size says otherwise.
 SIZES = {
   'wals': ('1m', '10m'),
-  'reading': ('25m',),
+  'reading': ('25m', '25m_amazon', '25m_regen'),
   'top_items': ('376k',),
   'training': ('t5_small', 't5_tiny'),
   'sampling': (
@@ -123,11 +125,9 @@ def _options(arguments) -> argparse.Namespace:
 def _compare(benchmark, size, output, options) -> tuple[list[dict], int]:
   """Rows of one benchmark, one a library, and how many libraries failed."""
   data = output / 'data' / size
-  if benchmark in FROM_RATINGS and not (data / 'movies.csv').exists():
+  if benchmark in FROM_RATINGS and not data.exists():
     print(f'{benchmark} {size}: generating {data}', flush=True)
-    # In a process of its own: a child begins with its parent's peak memory.
-    generate = [sys.executable, str(CONTENDERS / 'ratings.py'), str(data), size]
-    subprocess.run(generate, check=True)
+    _generate(data, size)
   measured: dict[str, list[dict]] = {}
   missing, failed = [], []
   for repeat in range(options.repeats):
@@ -153,6 +153,17 @@ def _compare(benchmark, size, output, options) -> tuple[list[dict], int]:
     for library, answers in measured.items()
   ]
   return rows, len(failed)
+
+
+def _generate(data: pathlib.Path, size: str) -> None:
+  """Writes the ratings of a size; a directory that is there is whole."""
+  program = 'releases.py' if '_' in size else 'ratings.py'
+  unfinished = data.with_suffix('.unfinished')
+  shutil.rmtree(unfinished, ignore_errors=True)
+  # In a process of its own: a child begins with its parent's peak memory.
+  command = [sys.executable, CONTENDERS / program, unfinished, size]
+  subprocess.run(list(map(str, command)), check=True)
+  unfinished.rename(data)
 
 
 def _row(answers: list[dict]) -> dict:
