@@ -38,6 +38,7 @@ from p4lm.rewards.terms import RewardRequest, RewardTerm, evaluate_term
 from p4lm.runs.policy_curves import policy_sections
 from p4lm.runs.pooled_evaluation import comparing_sections, pooled_report
 from p4lm.runs.ranking_report import RankingConfig, ranking_report
+from p4lm.runs.reward_sources import check_reward_sources
 from p4lm.runs.reward_terms import load_reward_terms
 from p4lm.runs.system_texts import SHUFFLED, system_texts
 from p4lm.training.metric_writers import MetricWriter
@@ -124,9 +125,9 @@ def evaluate(
     batch_size: texts at a time.
     seed: of sampling, of the permutation of users and of the bootstrap.
   Raises:
-    UserError: a directory that holds no model, judges of another vocabulary, a
-      contrast that names no system, rankers of other ratings, or nothing to
-      compare.
+    UserError: a directory that holds no model, judges of another vocabulary or
+      of other CF embeddings, a contrast that names no system, rankers of other
+      ratings, or nothing to compare.
   """
   _check_one_task(systems, rankers, evaluations, judges, data_dir)
   directory = output_directory.claim(output_dir)
@@ -141,6 +142,7 @@ def evaluate(
     )  # fmt: skip
     _publish(report, directory)
     return
+  _check_judges(judges or {}, systems)
   catalogue = Catalogue.load(data_dir)
   every_pair = _pairs(data_dir)
   every_text = {BASELINE: [pair['writer_text'] for pair in every_pair]}
@@ -199,6 +201,14 @@ def _check_one_task(systems, rankers, evaluations, judges, data_dir) -> None:
     raise UserError('evaluate needs DATA_DIR, the tables of make_data')
 
 
+def _check_judges(judges, systems) -> None:
+  """Before the systems write, which takes long."""
+  missing = sorted(set(CRITERIA.values()) - set(judges))
+  if missing:
+    raise UserError(f'JUDGES lack {", ".join(missing)}')
+  check_reward_sources(judges, systems)
+
+
 def _rank(directory, data_dir, rankers, config, contrasts, seed) -> None:
   """The ranking table of CF embeddings."""
   mesh = make_mesh() if jax.device_count() > 1 else None
@@ -234,9 +244,6 @@ def _subject(pair: dict, catalogue: Catalogue) -> RewardRequest:
 def _learned_scores(judges: Sequence[RewardTerm], subjects, texts: Texts):
   """{system: {criterion: float [M]}}; NaN where a judge has no answer."""
   terms = {term.name: term for term in judges}
-  missing = sorted(set(CRITERIA.values()) - set(terms))
-  if missing:
-    raise UserError(f'JUDGES lack {", ".join(missing)}')
   scores = {}
   for name, written in texts.items():
     requests = [

@@ -29,6 +29,7 @@ from p4lm.errors import UserError
 from p4lm.rewards.terms import RewardRequest, evaluate_term
 from p4lm.runs.jsonl import AnswerFile, read_requests
 from p4lm.runs.model_directory import LoadedModel, load_model
+from p4lm.runs.reward_sources import check_reward_sources
 from p4lm.runs.reward_terms import load_reward_terms
 from p4lm.runs.task_prompts import writing_request
 from p4lm.writers.checkpoint import CheckpointWriter, WritingRequest
@@ -63,7 +64,9 @@ def infer(
     output_dir: gets `outputs.jsonl`: custom_id, text, tokens, logps (and
       samples, for several a prompt), or rewards by term, or error.
     mode: 'generate', 'score' or 'reward'.
-    checkpoint: model directory for generate and score.
+    checkpoint: model directory for generate and score; for reward, of the
+      policy that wrote the responses, if the rewards are to be checked to be
+      of its tokenizer and CF embeddings.
     rewards: {kind: train_reward directory} for reward.
     data_dir: tables, for requests by user_id and item_id.
     task: the prompts' task; the checkpoint's by default.
@@ -83,7 +86,7 @@ def infer(
   answers = AnswerFile(directory / 'outputs.jsonl', requests)
   catalogue = Catalogue.load(data_dir) if data_dir is not None else None
   if mode == 'reward':
-    answer = _reward_answers(rewards, catalogue, batch_size)
+    answer = _reward_answers(rewards, checkpoint, catalogue, batch_size)
   else:
     model = load_model(_needed(checkpoint), kind='recommender')
     sampler = SamplerConfig(
@@ -305,11 +308,13 @@ def _check_ids(name: str, tokens, model: LoadedModel) -> None:
     raise UserError(f'{name} are empty or outside of the {size} ids')
 
 
-def _reward_answers(rewards, catalogue, batch_size: int) -> Answer:
+def _reward_answers(rewards, checkpoint, catalogue, batch_size) -> Answer:
   if not rewards or catalogue is None:
     raise UserError(
       "mode 'reward' needs DATA_DIR and --gin.REWARDS={'nli': DIRECTORY, ...}"
     )
+  policies = {} if checkpoint is None else {'CHECKPOINT': checkpoint}
+  check_reward_sources(rewards, policies)
   terms = load_reward_terms(rewards, batch_size=batch_size)
 
   def answer(rows, start):

@@ -49,6 +49,7 @@ from p4lm.rl.thresholds import ThresholdConfig
 from p4lm.runs import fitting, model_directory, step_flops
 from p4lm.runs.model_directory import LoadedModel
 from p4lm.runs.offline_samples import offline_rollouts
+from p4lm.runs.reward_sources import check_reward_sources
 from p4lm.runs.reward_terms import load_reward_terms
 from p4lm.runs.sample_log import SampleLog
 from p4lm.runs.task_prompts import writing_request
@@ -108,9 +109,11 @@ def train_rl(
     response_length: L; the checkpoint's by default.
     samples_every: iterations between written samples.
   Raises:
-    UserError: bad input, rewards of another vocabulary, a NaN loss.
+    UserError: bad input, rewards of another vocabulary or of other CF
+      embeddings, a NaN loss.
   """
   directory = output_directory.claim(output_dir)
+  check_reward_sources(rewards, {'the policy': checkpoint})
   anchor = model_directory.load_model(checkpoint, kind='recommender')
   card = model_directory.continued(anchor, training.stage, response_length)
   sampler = SamplerConfig(
@@ -121,10 +124,7 @@ def train_rl(
   )
   eos_id = anchor.vocabulary.eos_id
   terms = load_reward_terms(
-    rewards,
-    vocabulary_sha256=anchor.vocabulary.sha256,
-    batch_size=batch_size * num_samples,
-    outputs=reward_outputs,
+    rewards, batch_size=batch_size * num_samples, outputs=reward_outputs
   )
   joint = JointReward(terms, joint_reward)
   algorithm = algorithm or ReinforceConfig()
