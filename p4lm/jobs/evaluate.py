@@ -35,6 +35,7 @@ from p4lm.evaluation.text import text_statistics
 from p4lm.evaluation.user_match import HeldOutJudge, UserMatch, user_match
 from p4lm.partitioning.mesh import make_mesh
 from p4lm.rewards.terms import RewardRequest, RewardTerm, evaluate_term
+from p4lm.runs.conditioning import check_weights
 from p4lm.runs.policy_curves import policy_sections
 from p4lm.runs.pooled_evaluation import comparing_sections, pooled_report
 from p4lm.runs.ranking_report import RankingConfig, ranking_report
@@ -91,6 +92,7 @@ def evaluate(
   ranking: RankingConfig | None = None,
   evaluations: Mapping[str, str] | None = None,
   runs: Mapping[str, str] | None = None,
+  weights: Mapping[str, Mapping[str, float]] | None = None,
   contrasts: Sequence[tuple[str, str]] = (),
   num_pairs: int | None = None,
   temperature: float = 1.0,
@@ -115,6 +117,9 @@ def evaluate(
     evaluations: {name: directory of evaluate}, such as one a seed.
     runs: {name: training directory} whose curves the report shows; of policies
       also what their responses were worth by scores that they never saw.
+    weights: {system: {term: number}} that policies of
+      `runs/train_rl_conditioned.gin` are told. One directory under several
+      names is as many systems.
     contrasts: (first, second) systems to compare in pairs; a name with
       ' (shuffled users)' is that system reading another user's vector. For
       rankers none means the first one against every other row.
@@ -143,6 +148,7 @@ def evaluate(
     _publish(report, directory)
     return
   _check_judges(judges or {}, systems)
+  check_weights(systems, weights or {})
   catalogue = Catalogue.load(data_dir)
   every_pair = _pairs(data_dir)
   every_text = {BASELINE: [pair['writer_text'] for pair in every_pair]}
@@ -155,6 +161,7 @@ def evaluate(
     greedy,
     batch_size,
     seed,
+    weights or {},
   )
   shown = [BASELINE, *systems]
   matches = _user_matches(data_dir, every_pair, every_text, shown, seed)
