@@ -26,6 +26,7 @@ from p4lm.models.selection import split_trainable
 from p4lm.models.t5_config import T5Config
 from p4lm.rewards.joint import JointReward, JointRewardConfig
 from p4lm.rewards.terms import RewardRequest
+from p4lm.rewards.weightings import WeightingConfig
 from p4lm.rl.eos import EosContract
 from p4lm.rl.kl_anchoring import AdaptiveKl, ReferenceConfig
 from p4lm.rl.learner import Algorithm, Learner, Workbench
@@ -47,8 +48,10 @@ from p4lm.rl.scoring import (
 )
 from p4lm.rl.thresholds import ThresholdConfig
 from p4lm.runs import fitting, model_directory, step_flops
+from p4lm.runs.conditioning import conditioned
 from p4lm.runs.model_directory import LoadedModel
 from p4lm.runs.offline_samples import offline_rollouts
+from p4lm.runs.reward_sources import check_reward_sources
 from p4lm.runs.reward_terms import load_reward_terms
 from p4lm.runs.sample_log import SampleLog
 from p4lm.runs.task_prompts import writing_request
@@ -75,6 +78,7 @@ def train_rl(
   thresholds: ThresholdConfig | None = None,
   offline_samples: str | None = None,
   joint_reward: JointRewardConfig | None = None,
+  weighting: WeightingConfig | None = None,
   reward_outputs: Mapping[str, str] | None = None,
   eos_contract: EosContract | None = None,
   temperature: float = 1.0,
@@ -102,17 +106,31 @@ def train_rl(
     offline_samples: a file of rewarded responses (see `runs.offline_samples`)
       that is in the replay from the start.
     joint_reward: weights and normalisation; the paper's by default.
+    weighting: trains one policy over many weightings of the rewards, told in
+      its prompts, of which `joint_reward` then has the scales; see
+      `rewards.weightings`. None for that of `joint_reward` alone.
     reward_outputs: {kind: how its score is read}, see `LearnedTermConfig`.
     eos_contract: what a response without EOS earns.
     temperature, top_p: of sampling; the learner replays both exactly.
     response_length: L; the checkpoint's by default.
     samples_every: iterations between written samples.
   Raises:
-    UserError: bad input, rewards of another vocabulary, a NaN loss.
+    UserError: bad input, rewards of another vocabulary or of other CF
+      embeddings, a NaN loss.
   """
   directory = output_directory.claim(output_dir)
+  check_reward_sources(rewards, {'the policy': checkpoint})
   anchor = model_directory.load_model(checkpoint, kind='recommender')
-  card = model_directory.continued(anchor, training.stage, response_length)
+  terms = load_reward_terms(
+    rewards, batch_size=batch_size * num_samples, outputs=reward_outputs
+  )
+  joint = JointReward(terms, joint_reward)
+  card = conditioned(
+    model_directory.continued(anchor, training.stage, response_length),
+    anchor.vocabulary,
+    weighting,
+    joint.weights,
+  )
   sampler = SamplerConfig(
     max_length=card.response_length,
     temperature=temperature,
@@ -120,17 +138,16 @@ def train_rl(
     num_samples=num_samples,
   )
   eos_id = anchor.vocabulary.eos_id
-  terms = load_reward_terms(
-    rewards,
-    vocabulary_sha256=anchor.vocabulary.sha256,
-    batch_size=batch_size * num_samples,
-    outputs=reward_outputs,
-  )
-  joint = JointReward(terms, joint_reward)
   algorithm = algorithm or ReinforceConfig()
   for choice in filter(None, (reference, kl_control)):
     choice.check_fits(algorithm)
-  prompts = _Prompts(anchor, data_dir, batch_size, training.seed)
+  prompts = _Prompts(
+    dataclasses.replace(anchor, card=card),
+    data_dir,
+    batch_size,
+    training.seed,
+    weighting,
+  )
   # Nothing is written before all that a user may have to mend is known.
   model_directory.write_card(directory, card, anchor.vocabulary)
 
@@ -268,8 +285,8 @@ def _observe(learner: Learner, rollouts: Iterator[Rollout]) -> None:
 class _Prompts:
   """Prompts for policies to answer, shuffled each epoch, addressed by step."""
 
-  def __init__(self, anchor, data_dir: str, batch_size: int, seed: int):
-    self._anchor = _described(anchor)
+  def __init__(self, anchor, data_dir, batch_size, seed, weighting=None):
+    self._anchor, self._weighting = _described(anchor), weighting
     self._catalogue = Catalogue.load(data_dir)
     self._rows = tables.read_table(data_dir, 'rl_prompts').to_pylist()
     self._batch_size, self._seed = batch_size, seed
@@ -293,27 +310,43 @@ class _Prompts:
 
   def batches_from(self, start: int) -> Iterator[dict]:
     """{'features': arrays, 'subjects': requests} of step `start` and on."""
-    for indices in epoch_rows(
-      len(self._rows), self._batch_size, self._seed, start
-    ):
-      rows = [self._rows[index] for index in indices]
+    size = self._batch_size
+    orders = epoch_rows(len(self._rows), size, self._seed, start)
+    for step, indices in enumerate(orders, start):
+      rows = [
+        {**self._rows[index], 'weights': self._weights(step * size + place)}
+        for place, index in enumerate(indices)
+      ]
       subjects = [
         RewardRequest(
           text='',
           item_id=row['item_id'],
           user_id=row['user_id'],
           item=self._catalogue.item(row['item_id']),
+          shares=row['weights'],
         )
         for row in rows
       ]
       yield {'features': self.features_of(rows), 'subjects': subjects}
+
+  def _weights(self, number: int) -> dict[str, float] | None:
+    """{term: share} told in prompt `number` of the run; None for none."""
+    weighted = self._anchor.weighted
+    if weighted is None:
+      return None
+    concentration = self._weighting.concentration
+    return weighted.shares(weighted.drawn(concentration, self._seed, number))
 
   def features_of(self, rows: Sequence[Mapping]) -> dict:
     """Arrays of the prompts of at most `batch_size` (user, item) rows."""
     return self._features(
       [
         writing_request(
-          self._anchor, self._catalogue, row['user_id'], row['item_id']
+          self._anchor,
+          self._catalogue,
+          row['user_id'],
+          row['item_id'],
+          weights=row.get('weights'),
         )
         for row in rows
       ]
@@ -323,7 +356,7 @@ class _Prompts:
 def _sample_rows(
   collected: Collected, batch: Mapping, num_samples: int
 ) -> Iterator[dict]:
-  """One JSON row a sample: ids, text, every reward term, log-ratio."""
+  """One JSON row a sample: ids, weights, text, every reward term, log-ratio."""
   rollout = collected.rollout
   mask = np.asarray(rollout.response_mask)
   log_ratio = np.asarray(rollout.behavior_logps) - np.asarray(
@@ -332,9 +365,11 @@ def _sample_rows(
   kl = np.where(mask, log_ratio, 0.0).sum(axis=1)
   for row, text in enumerate(collected.texts):
     subject = batch['subjects'][row // num_samples]
+    told = {} if subject.shares is None else {'weights': subject.shares}
     yield {
       'user_id': subject.user_id,
       'item_id': subject.item_id,
+      **told,
       'text': text,
       'reward': round(float(rollout.rewards[row]), 5),
       'valid': bool(rollout.valid[row]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -356,32 +356,6 @@ def _mesh_of(params):
   if jax.sharding.get_mesh().empty or len(devices) != 1:
     return contextlib.nullcontext()
   return jax.set_mesh(make_mesh('data=1', devices=list(devices)))
-
-
-def check_same_sources(
-  name: str, trained_with: Mapping[str, str], given: Mapping[str, str]
-) -> None:
-  """Refuses a reward checkpoint of another tokenizer or CF table.
-
-  Args:
-    name: of the term.
-    trained_with: hashes recorded with the checkpoint, such as
-      {'vocabulary': sha256, 'cf_tables': sha256}.
-    given: the same of what it would be run with.
-  Raises:
-    UserError: a recorded hash differs or is missing; all are named.
-  """
-  wrong = [
-    f'another {source} (trained with {trained_with[source][:12]}, given '
-    f'{given.get(source, "none")[:12]})'
-    for source in sorted(trained_with)
-    if given.get(source) != trained_with[source]
-  ]
-  if wrong:
-    raise UserError(
-      f'reward term {name!r} was trained with {", ".join(wrong)}; its scores '
-      'would mean nothing. Train it again, or give what it was trained with.'
-    )
 
 
 def _padded(array, rows):
