@@ -243,9 +243,9 @@ class Decoder(nnx.Module):
     config = self.config
     rows = prompt.mask.shape[0] * num_samples
     shape = (rows, config.num_kv_heads, length, config.d_kv)
-    empty = tuple(
-      jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)
-    )
+    empty = jnp.zeros(shape, config.dtype)
+    empty = constrain(empty, 'batch', 'kv_heads', 'length', 'kv')
+    empty = (empty,) * config.num_layers
     return ResponseCache(jnp.int32(0), prompt, empty, empty)
 
   def decode_step(
@@ -271,6 +271,7 @@ class Decoder(nnx.Module):
     for i in range(self.config.num_layers):
       layer = layers.layer_slice(self.layers, i)
       view = views[self.config.is_local(i)]
+      x = constrain(x, 'batch', 'length', None)
       query, key, value = layer.queries_keys_values(x, view.angle)
       write = jax.lax.dynamic_update_slice_in_dim
       keys = write(cache.keys[i], key, cache.step, 2)
