@@ -25,7 +25,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from p4lm.models.flops import LanguageModelSizes, Shapes, Stack, UpdateFlops
+from p4lm.models.flops import (
+  LanguageModelSizes,
+  Shapes,
+  Stack,
+  UpdateFlops,
+  decoder_only_pairs,
+)
 from p4lm.pods.collectives import Collective, Network
 from p4lm.pods.memory import Memory
 from p4lm.pods.roofline import StepTime
@@ -89,7 +95,7 @@ class PaperStep:
       pairs = positions * (prompt + response)
       if not self.lm.encoder:
         positions += prompts * prompt
-        pairs += prompts * prompt**2
+        pairs = decoder_only_pairs(self.shapes) / self.shards
       found.append((stack, positions, pairs))
     return found
 
