@@ -106,7 +106,7 @@ def paper_memory(step: PaperStep, passes: int | None = None) -> Memory:
   held, parts = 0.0, step.accumulate * (passes or 1)
   if passes is not None:
     # Weights that every token needs lie whole but for `model`.
-    held = step.weights * step.itemsize / step.tensor + _cache_bytes(step)
+    held = _weight_bytes(step, passes) + _cache_bytes(step)
   working = 0.0
   for stack, positions, pairs in step.stacks():
     positions, pairs = positions / parts, pairs / parts
@@ -138,7 +138,7 @@ def paper_collectives(
       a step that reads whole responses by default.
   """
   mesh, found = step.mesh_shape, []
-  held = step.weights * step.itemsize / step.tensor
+  held = _weight_bytes(step, passes)
   add = lambda kind, axes, times, size: found.append(
     Collective(
       'on paper', kind, times, size, axis_groups(mesh, axes), False, True
@@ -166,7 +166,7 @@ def paper_time(
   """The roofline of a step; communication is taken to be hidden."""
   chips = math.prod(step.mesh_shape.values())
   compute = step.flops.executed / chips / network.chip.peak_flops
-  moved = step.weights * step.itemsize * step.passes / step.tensor
+  moved = _weight_bytes(step, passes) * step.passes
   if passes is not None:
     moved = passes * (moved + _cache_bytes(step))
   moved += 2 * step.state_bytes if step.trains else 0.0
@@ -193,6 +193,26 @@ def axis_groups(mesh: Mapping[str, int], axes: tuple[str, ...]) -> np.ndarray:
   outer = [i for i in range(len(names)) if i not in inner]
   size = math.prod(mesh[names[i]] for i in inner)
   return ids.transpose(outer + inner).reshape(-1, size)
+
+
+def _weight_bytes(step: PaperStep, passes: int | None) -> float:
+  """Of the weights that a pass reads, those of one model shard.
+
+  Drawing tokens reads those of the decoder and the two tables of words, or
+  the one that is both.
+  """
+  weights = step.weights
+  if passes is not None:
+    words = 2 * step.lm.vocab_size * step.lm.decoder[0].width
+    maps = sum(stack.layers * _maps_size(stack) for stack in step.lm.decoder)
+    weights = min(weights, maps + words)
+  return weights * step.itemsize / step.tensor
+
+
+def _maps_size(stack: Stack) -> int:
+  attention = [*stack.query_maps(), *stack.key_maps()]
+  maps = attention * (2 if stack.cross else 1) + stack.feed_forward_maps()
+  return sum(inputs * outputs for inputs, outputs in maps)
 
 
 def _cache_bytes(step: PaperStep) -> float:
