@@ -205,14 +205,15 @@ class RewardModel(nnx.Module):
     self, prompt_tokens, response_tokens, cf_embeddings, cf_kind_ids, key
   ) -> tuple[Float[Array, 'R L D'], Float[Array, 'R L']]:
     """States after each token, and the log-probability that each one had."""
-    keys = (None, None) if key is None else jax.random.split(key)
     lm = self.recommender
-    encoded = lm.encode(
-      prompt_tokens, cf_embeddings, cf_kind_ids, dropout_key=keys[0]
-    )
     # One more position: the state at t + 1 is the first that has read token t.
-    read = jnp.pad(response_tokens, ((0, 0), (0, 1)))
-    states = lm.decode_hidden(encoded, read, dropout_key=keys[1])
+    states = lm.read(
+      prompt_tokens,
+      jnp.pad(response_tokens, ((0, 0), (0, 1))),
+      cf_embeddings,
+      cf_kind_ids,
+      dropout_key=key,
+    )
     logps = token_logprobs(lm.logits(states[:, :-1]), response_tokens)
     return states[:, 1:], logps
 
