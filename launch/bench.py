@@ -20,7 +20,9 @@ rl         an iteration of GRPO on a tiny Llama, 8 prompts x 8 responses of 64
 
 Contenders run one after the other in processes of their own, in turn, on the
 same cores and on the same generated data (in OUTPUT/data, kept for the next
-time; --size=small is for a trial). CPU seconds are those of all threads;
+time; --size=small is for a trial). p4lm's memory is in huge pages where its
+jobs' is (p4lm/huge_pages.py); GLIBC_TUNABLES=glibc.malloc.hugetlb=1 gives them
+to every contender, and =0 to none. CPU seconds are those of all threads;
 medians over the repeats, with the least and the most; a rate is of the wall
 seconds. A library that is not installed is left out with a note:
 pip install 'p4lm[bench]'. Writes OUTPUT/bench.json and bench.md.
