@@ -107,6 +107,10 @@ class LoadedModel:
   def module(self) -> nnx.Module:
     return nnx.merge(self.graphdef, self.params)
 
+  def described(self) -> LoadedModel:
+    """The same without its arrays, which may then be freed."""
+    return dataclasses.replace(self, params=None)
+
   @property
   def weighted(self) -> Weighted | None:
     """The terms whose weights its prompts tell; None for an ordinary policy."""

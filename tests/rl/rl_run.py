@@ -26,6 +26,7 @@ from p4lm.rl.rebel import RebelConfig
 from p4lm.rl.reinforce import ReinforceConfig
 from p4lm.rl.replay import ReplayConfig
 from p4lm.rl.sac import SacConfig
+from p4lm.runs import rl_iteration
 from p4lm.runs.fitting import FitConfig
 from p4lm.training.optimizers import OptimizerConfig
 
@@ -115,7 +116,7 @@ def run(
 
 def die_in(iteration: int) -> None:
   """Kills this process in the given iteration, counted from 1."""
-  collect, begun = train_rl.collect_rollout, []
+  collect, begun = rl_iteration.collect_rollout, []
 
   def collect_and_die(*args, **kwargs):
     collected = collect(*args, **kwargs)
@@ -124,7 +125,7 @@ def die_in(iteration: int) -> None:
       os.kill(os.getpid(), signal.SIGKILL)
     return collected
 
-  train_rl.collect_rollout = collect_and_die
+  rl_iteration.collect_rollout = collect_and_die
 
 
 if __name__ == '__main__':
