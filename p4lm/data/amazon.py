@@ -221,8 +221,8 @@ def _with_all_items(items: EncodedIds, titled, untitled) -> pa.Table:
 
 def _rating_table(reviews: _Reviews, keep: np.ndarray, ticks: int) -> pa.Table:
   rows = np.flatnonzero(keep)
-  # lexsort is stable: lines keep their order where user and time agree.
-  rows = rows[np.lexsort((reviews.times[rows], reviews.users.codes[rows]))]
+  users, times = reviews.users.codes[rows], reviews.times[rows]
+  rows = rows[rating_data.by_user_and_time(users, times)]
   table = rating_data.rating_table(
     select(reviews.users, rows),
     select(reviews.items, rows),

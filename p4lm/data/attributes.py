@@ -18,7 +18,7 @@ import pyarrow as pa
 import scipy.sparse
 
 from p4lm.data import attribute_words as words
-from p4lm.data import tables
+from p4lm.data import rating_arrays
 from p4lm.errors import UserError
 
 MAX_SURFACE_WORDS = 6
@@ -233,7 +233,7 @@ class UserAffinity:
 
   def __init__(
     self,
-    ratings: tables.RatingArrays,
+    ratings: rating_arrays.RatingArrays,
     attributes: Attributes,
     config: AffinityConfig = AffinityConfig(),
   ):
@@ -284,7 +284,7 @@ class UserAffinity:
 
 
 def rating_residuals(
-  ratings: tables.RatingArrays, item_shrinkage: float = 5.0
+  ratings: rating_arrays.RatingArrays, item_shrinkage: float = 5.0
 ) -> np.ndarray:
   """float32 [M], ratings less the user's mean and the item's shrunk one."""
   users, items = ratings.users.codes, ratings.items.codes

@@ -27,8 +27,6 @@ _NUMBER = re.compile(
   r'[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(nan|inf|infinity)',
   re.IGNORECASE,
 )
-# A dictionary of ids instead of a string a row: 4 bytes each.
-ID_TYPE = pa.dictionary(pa.int32(), pa.string())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
+from p4lm.data import ahead
 from p4lm.data.archives import FileSource
 from p4lm.data.byte_blocks import Block, read_blocks
 from p4lm.errors import UserError
@@ -40,6 +41,7 @@ class Kind(enum.Enum):
 
 # The types that a column may have, that of the slow way first.
 _ARROW_TYPES = {
+  # Once read, ids become dictionaries: 4 bytes a row.
   Kind.ID: (pa.string(),),
   Kind.NUMBER: (pa.float64(),),
   Kind.INTEGER: (pa.int64(),),
@@ -84,8 +86,8 @@ class Rows:
   """Some consecutive rows of a file.
 
   Attributes:
-    table: the wanted columns. Optional values may be null; texts and
-      labels are '' then.
+    table: the wanted columns; ids are dictionaries. Optional values may be
+      null; texts and labels are '' then.
     where: how messages call the file.
     block: the lines they come from.
   """
@@ -121,14 +123,19 @@ def read_rows(
       names the line.
   """
   where = source.describe(name)
-  num_rows, variant = 0, 0
-  for block in read_blocks(source, name):
-    table, variant = _parse_fast(block, columns, variant)
+  num_rows, last_fit = 0, 0
+
+  def parse(block: Block) -> Rows:
+    nonlocal last_fit
+    table, last_fit = _parse_fast(block, columns, last_fit)
     if table is None:
       table = _parse_lines(where, block, columns)
-    num_rows += len(table)
-    if len(table):
-      yield Rows(table, where, block)
+    return Rows(table, where, block)
+
+  for rows in ahead.in_order(read_blocks(source, name), parse):
+    num_rows += len(rows.table)
+    if len(rows.table):
+      yield rows
   if not num_rows:
     raise UserError(f'{where} is empty; it must hold one JSON object a line')
 
@@ -218,34 +225,37 @@ def _parse_lines(where, block: Block, columns) -> pa.Table:
       if column.kind is Kind.PRICE and value is not None:
         value = str(value)
       values[name].append(value)
-  return pa.table(
-    {
-      name: pa.array(values[name], _ARROW_TYPES[column.kind][0])
-      for name, column in columns.items()
-    }
-  )
+  arrays = {
+    name: pa.array(values[name], _ARROW_TYPES[column.kind][0])
+    for name, column in columns.items()
+  }
+  for name, column in columns.items():
+    if column.kind is Kind.ID:
+      arrays[name] = arrays[name].dictionary_encode()
+  return pa.table(arrays)
 
 
 def _parse_fast(block: Block, columns, variant: int):
   """(the block by Arrow or None, which types did fit)."""
-  if _is_one_object_a_line(block.data):
+  num_rows = _num_objects(block.data)
+  if num_rows is not None:
     variants = range(max(len(_ARROW_TYPES[c.kind]) for c in columns.values()))
     for index in sorted(variants, key=lambda index: index != variant):
-      table = _parse_by_arrow(block.data, columns, index)
+      table = _parse_by_arrow(block.data, num_rows, columns, index)
       if table is not None:
         return table, index
   return None, variant
 
 
-def _is_one_object_a_line(data: bytes) -> bool:
-  """Whether every line begins with `{` and ends with `}`.
+def _num_objects(data: bytes) -> int | None:
+  """How many lines there are, if each begins with `{` and ends with `}`.
 
   Together with as many rows as lines this leaves only whole objects, one a
   line: behind a `}` no object goes on with `{`. Arrow itself would take two
   objects on a line or one over several, and dies of a `null` at the start.
   """
   if not data.startswith(b'{'):
-    return False
+    return None
   characters = np.frombuffer(data, np.uint8)
   ends = np.flatnonzero(characters == ord('\n'))
   last = characters[ends - 1]
@@ -253,10 +263,12 @@ def _is_one_object_a_line(data: bytes) -> bool:
   is_closed = last == ord('}')
   is_closed |= (last == ord('\r')) & (before_return == ord('}'))
   is_opened = characters[ends[:-1] + 1] == ord('{')
-  return bool(is_closed.all() and is_opened.all())
+  return len(ends) if is_closed.all() and is_opened.all() else None
 
 
-def _parse_by_arrow(data: bytes, columns, variant: int) -> pa.Table | None:
+def _parse_by_arrow(
+  data: bytes, num_rows: int, columns, variant: int
+) -> pa.Table | None:
   schema = pa.schema(
     [
       (key, (_ARROW_TYPES[column.kind] * 2)[variant])
@@ -278,15 +290,17 @@ def _parse_by_arrow(data: bytes, columns, variant: int) -> pa.Table | None:
     )
   except (pa.ArrowException, UnicodeDecodeError):
     return None
-  if len(table) != data.count(b'\n'):
+  if len(table) != num_rows:
     return None
   found = {}
   for name, column in columns.items():
     values = _first_value(table, column)
     if column.required and values.null_count:
       return None
-    if column.kind is Kind.ID and _has_empty(values):
-      return None
+    if column.kind is Kind.ID:
+      values = values.combine_chunks().dictionary_encode()
+      if _has_empty(values.dictionary):
+        return None
     found[name] = (
       pc.fill_null(values, '') if column.kind in _EMPTY_FOR_NONE else values
     )
@@ -302,7 +316,7 @@ def _first_value(table: pa.Table, column: Column) -> pa.ChunkedArray:
   return values
 
 
-def _has_empty(values: pa.ChunkedArray) -> bool:
+def _has_empty(values: pa.Array) -> bool:
   return bool(pc.any(pc.equal(pc.utf8_trim_whitespace(values), '')).as_py())
 
 

@@ -21,9 +21,10 @@ import pyarrow as pa
 
 from p4lm.data import csv_rows, movielens_items, rating_data, tables
 from p4lm.data.archives import FileSource, open_source
-from p4lm.data.csv_rows import ID_TYPE, RowFormat
+from p4lm.data.csv_rows import RowFormat
 from p4lm.data.plots import read_plots
 from p4lm.data.rating_data import RatingData, count
+from p4lm.data.tables import ID_TYPE
 from p4lm.errors import UserError
 
 RATING_RANGE = (0.5, 5.0)

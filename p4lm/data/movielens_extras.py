@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from p4lm.data import csv_rows, rating_data, tables
-from p4lm.data.csv_rows import ID_TYPE, RowFormat
+from p4lm.data.csv_rows import RowFormat
 from p4lm.data.movielens import Release
 from p4lm.data.rating_data import count
+from p4lm.data.tables import ID_TYPE
 from p4lm.errors import UserError
 
 LINKS = 'links.csv'

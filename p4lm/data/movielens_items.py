@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from p4lm.data import csv_rows, tables
 from p4lm.data.archives import FileSource
-from p4lm.data.csv_rows import ID_TYPE
 from p4lm.data.plots import Plot, PlotFile
 from p4lm.data.rating_data import count
+from p4lm.data.tables import ID_TYPE
 from p4lm.errors import UserError
 
 MAX_TAGS = 12

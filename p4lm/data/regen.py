@@ -248,8 +248,7 @@ def _kept_rows(columns: _Columns, max_history: int, dropped) -> np.ndarray:
   )  # fmt: skip
   rows = np.flatnonzero(keep)
   users = columns.users.codes[rows]
-  # lexsort is stable: events of one moment stay in the file's order.
-  order = np.lexsort((columns.times[rows], users))
+  order = rating_data.by_user_and_time(users, columns.times[rows])
   rows, users = rows[order], users[order]
   counts = np.bincount(users, minlength=len(columns.users.ids))
   from_end = np.cumsum(counts)[users] - np.arange(len(rows))

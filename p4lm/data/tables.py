@@ -23,6 +23,8 @@ from p4lm.errors import UserError
 MANIFEST = 'manifest.json'
 SPLITS = ('train', 'validation', 'test')
 
+# A dictionary of ids instead of a string a row: 4 bytes each.
+ID_TYPE = pa.dictionary(pa.int32(), pa.string())
 _STRINGS = pa.list_(pa.string())
 
 
@@ -96,22 +98,6 @@ class EncodedIds:
   ids: list[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class RatingArrays:
-  """Ratings as arrays: no Python object a row, 17 bytes a rating.
-
-  Attributes:
-    users, items: the ids behind the codes.
-    ratings: float32 [M].
-    timestamps: int64 [M], seconds since 1970.
-  """
-
-  users: EncodedIds
-  items: EncodedIds
-  ratings: np.ndarray
-  timestamps: np.ndarray
-
-
 def encode_ids(column: pa.ChunkedArray | pa.Array) -> EncodedIds:
   """Positions and distinct values of a string (or dictionary) column.
 
@@ -147,7 +133,7 @@ def read_table(
     UserError: no such table, an unreadable file, or a column that is missing
       or of another type.
   """
-  schema, path = _schema_of(name), _existing_file(data_dir, name)
+  schema, path = _schema_of(name), existing_file(data_dir, name)
   wanted = list(schema.names if columns is None else columns)
   try:
     found = pq.read_schema(path)
@@ -156,52 +142,10 @@ def read_table(
     table = pq.read_table(path, columns=wanted)
   except (pa.ArrowInvalid, OSError) as error:
     raise UserError(
-      f'{path} is no readable Parquet file ({_first_line(error)}); '
+      f'{path} is no readable Parquet file ({first_line(error)}); '
       'run make_data again in a new OUTPUT_DIR'
     ) from error
   return table.cast(pa.schema([schema.field(column) for column in wanted]))
-
-
-def read_ratings(
-  data_dir: str | os.PathLike, splits: Sequence[str] = SPLITS
-) -> RatingArrays:
-  """Reads the ratings of some splits without a Python object a row.
-
-  Codes of users and items cover the rows of the chosen splits alone; ids keep
-  the order of the file.
-
-  Args:
-    data_dir: directory that `make_data` wrote.
-    splits: some of 'train', 'validation', 'test'.
-  Raises:
-    UserError: the table is missing or broken, or a split is unknown.
-  """
-  unknown = sorted(set(splits) - set(SPLITS))
-  if unknown:
-    raise UserError(f'no split {unknown[0]!r}; splits: {", ".join(SPLITS)}')
-  path = _existing_file(data_dir, 'ratings')
-  try:
-    table = pq.read_table(
-      path,
-      columns=SCHEMAS['ratings'].names,
-      read_dictionary=['user_id', 'item_id', 'split'],
-      filters=[('split', 'in', list(splits))]
-      if set(splits) != set(SPLITS)
-      else None,
-    )
-  except (pa.ArrowInvalid, OSError, KeyError) as error:
-    raise UserError(f'{path}: {_first_line(error)}') from error
-  return rating_arrays(table)
-
-
-def rating_arrays(table: pa.Table) -> RatingArrays:
-  """The columns of a table of ratings as arrays; ids without rows go."""
-  return RatingArrays(
-    drop_unused(encode_ids(table['user_id'])),
-    drop_unused(encode_ids(table['item_id'])),
-    table['rating'].to_numpy().astype(np.float32, copy=False),
-    table['timestamp'].to_numpy().astype(np.int64, copy=False),
-  )
 
 
 def drop_unused(encoded: EncodedIds) -> EncodedIds:
@@ -309,7 +253,7 @@ def _schema_of(name: str) -> pa.Schema:
   return SCHEMAS[name]
 
 
-def _existing_file(data_dir: str | os.PathLike, name: str) -> Path:
+def existing_file(data_dir: str | os.PathLike, name: str) -> Path:
   path = Path(data_dir) / f'{name}.parquet'
   if not path.is_file():
     raise UserError(
@@ -341,8 +285,8 @@ def _cast(name: str, table: pa.Table, schema: pa.Schema) -> pa.Table:
   try:
     return table.cast(pa.schema(fields))
   except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-    raise UserError(f'table {name}: {_first_line(error)}') from error
+    raise UserError(f'table {name}: {first_line(error)}') from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
   return str(error).splitlines()[0] if str(error) else type(error).__name__

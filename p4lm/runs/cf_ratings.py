@@ -10,7 +10,7 @@ import numpy as np
 
 from p4lm.cf.recency import recency_weights
 from p4lm.cf.rows import Interactions
-from p4lm.data import tables
+from p4lm.data import rating_arrays, tables
 from p4lm.errors import UserError
 from p4lm.runs.held_out import positions
 
@@ -58,7 +58,7 @@ def read_splits(
   Raises:
     UserError: the file is missing, or no rating to fit is left.
   """
-  ratings = tables.read_ratings(data_dir, splits)
+  ratings = rating_arrays.read_ratings(data_dir, splits)
   is_fitted, listed = 'train' in splits, ' or '.join(splits)
   if is_fitted and not len(ratings.ratings):
     raise UserError(f'{data_dir}/ratings.parquet has no row of split {listed}')

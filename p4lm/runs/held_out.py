@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from p4lm.data import tables
-from p4lm.data.tables import SPLITS, RatingArrays
+from p4lm.data import rating_arrays
+from p4lm.data.rating_arrays import RatingArrays
+from p4lm.data.tables import SPLITS
 from p4lm.errors import UserError
 from p4lm.evaluation.item_lists import ItemLists
 
@@ -87,8 +88,8 @@ def read_held_out(
   """
   fitted_splits = tuple(fitted_splits)
   check_splits(fitted_splits, split)
-  known = tables.read_ratings(data_dir, fitted_splits)
-  held = tables.read_ratings(data_dir, [split])
+  known = rating_arrays.read_ratings(data_dir, fitted_splits)
+  held = rating_arrays.read_ratings(data_dir, [split])
   if not len(held.ratings):
     raise UserError(
       f'{data_dir}/ratings.parquet has no rating of split {split!r} to judge by'
@@ -162,7 +163,7 @@ def _with_cold_items(held: RatingArrays, known: RatingArrays) -> np.ndarray:
 
 def _seen(data_dir, split: str, known: RatingArrays, users) -> ItemLists:
   """Rows of the catalogue that each user rated in any earlier split."""
-  earlier = tables.read_ratings(data_dir, _before(split))
+  earlier = rating_arrays.read_ratings(data_dir, _before(split))
   row_of = np.full(len(known.users.ids) + 1, -1)
   row_of[users] = np.arange(len(users))
   user_rows = row_of[positions(earlier.users.ids, known.users.ids)]

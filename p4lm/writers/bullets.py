@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from p4lm.data import pair_order
 from p4lm.data.attributes import Attributes, UserAffinity
-from p4lm.data.tables import SCHEMAS, RatingArrays
+from p4lm.data.rating_arrays import RatingArrays
+from p4lm.data.tables import SCHEMAS
 from p4lm.writers import phrases
 
 NUM_FILMS = 5

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from p4lm.data import pair_order, tables
+from p4lm.data import pair_order, rating_arrays
 from p4lm.data.attributes import UserAffinity
 from p4lm.errors import UserError
 from p4lm.writers.films import Film, Films
@@ -57,7 +57,7 @@ class PairSource:
 
   def __init__(
     self,
-    ratings: tables.RatingArrays,
+    ratings: rating_arrays.RatingArrays,
     films: Films,
     held_out: pa.Table,
     *,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from p4lm.data import tables
+from p4lm.data import rating_arrays, tables
 from p4lm.data.attributes import (
   AffinityConfig,
   UserAffinity,
@@ -135,7 +135,7 @@ class TemplateWriter:
   ) -> dict[str, pa.Table]:
     """Every table of texts; see `build_text_tables`."""
     config, seed, films = self._config, self._seed, self.films
-    ratings = tables.rating_arrays(train_ratings)
+    ratings = rating_arrays.from_table(train_ratings)
     affinity_of = UserAffinity(ratings, films.attributes, config.affinity)
     users = bullets.users_table(ratings, films.attributes, affinity_of, seed)
     source = PairSource(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p4lm.data import amazon, amazon_release, byte_blocks, tables
+from p4lm.data import amazon, amazon_release, byte_blocks, rating_arrays
 from p4lm.errors import UserError
 from p4lm.jobs.make_data import make_data
 
@@ -275,7 +275,7 @@ def test_the_job_takes_the_real_all_beauty(data_dir, tmp_path):
     output_dir=str(tmp_path / 'out'), write_texts=False,
     keep_unknown_items=True, split_rule='leave_one_out',
   )  # fmt: skip
-  ratings = tables.read_ratings(tmp_path / 'out')
+  ratings = rating_arrays.read_ratings(tmp_path / 'out')
   assert len(ratings.ratings) == manifest['counts']['ratings'] == 4092
   assert manifest['counts']['rating_users'] == 991
   assert sum(manifest['dropped'].values()) == 5269 - 4092

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from p4lm.data import attribute_words, attributes, tables
+from p4lm.data import attribute_words, attributes, rating_arrays
 from p4lm.errors import UserError
 
 
@@ -91,7 +91,7 @@ RATINGS = [
 
 def _arrays(rows=RATINGS):
   users, items, stars = zip(*rows)
-  return tables.rating_arrays(
+  return rating_arrays.from_table(
     pa.table(
       {
         'user_id': users,

@@ -21,6 +21,23 @@ _ROWS = st.lists(
 
 
 @settings(deadline=None, max_examples=200)
+@given(
+  st.lists(
+    st.tuples(
+      st.integers(0, 2**31 - 1) | st.integers(0, 3),
+      st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3),
+    )
+  )
+)
+def test_order_by_user_and_time_is_that_of_sorted(rows):
+  users = np.array([user for user, _ in rows], np.int32)
+  times = np.array([time for _, time in rows], np.int64)
+  found = rating_data.by_user_and_time(users, times)
+  assert found.dtype == np.int64
+  assert found.tolist() == sorted(range(len(rows)), key=rows.__getitem__)
+
+
+@settings(deadline=None, max_examples=200)
 @given(_ROWS)
 def test_repeats_equal_a_walk_through_the_rows(rows):
   columns = list(zip(*rows)) or [()] * 5

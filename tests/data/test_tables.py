@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p4lm.data import atomic, tables
+from p4lm.data import atomic, rating_arrays, tables
 from p4lm.errors import UserError
 
 
@@ -100,13 +102,53 @@ def test_read_ratings_codes_the_chosen_splits(
   tmp_path, splits, users, items, codes
 ):
   tables.write_tables(tmp_path / 'data', {'ratings': _ratings(ROWS)}, {})
-  arrays = tables.read_ratings(tmp_path / 'data', splits)
+  arrays = rating_arrays.read_ratings(tmp_path / 'data', splits)
   assert arrays.users.ids == users
   assert arrays.items.ids == items
   assert arrays.users.codes.tolist() == codes
   expected = [r[2] for r in ROWS if r[4] in splits]
   assert arrays.ratings.tolist() == expected
   assert arrays.timestamps.tolist() == [r[3] for r in ROWS if r[4] in splits]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+  st.lists(
+    st.tuples(
+      st.sampled_from('uvwxy'),
+      st.sampled_from('ABCD'),
+      st.sampled_from(tables.SPLITS),
+    ),
+    max_size=12,
+  ),
+  st.integers(1, 5),
+  st.sets(st.sampled_from(tables.SPLITS), min_size=1),
+)
+def test_ratings_of_many_row_groups_are_those_of_one(rows, size, splits):
+  """Each row group has a dictionary of its own."""
+  table = pa.Table.from_pylist(
+    [
+      {'user_id': u, 'item_id': i, 'rating': n, 'timestamp': n, 'split': split}
+      for n, (u, i, split) in enumerate(rows)
+    ],
+    schema=tables.SCHEMAS['ratings'],
+  )
+  with tempfile.TemporaryDirectory() as directory:
+    pq.write_table(
+      table,
+      Path(directory, 'ratings.parquet'),
+      row_group_size=size,
+      store_schema=False,
+    )
+    found = rating_arrays.read_ratings(directory, sorted(splits))
+  kept = [n for n, row in enumerate(rows) if row[2] in splits]
+  assert found.ratings.tolist() == kept
+  assert found.timestamps.tolist() == kept
+  for encoded, column in ((found.users, 0), (found.items, 1)):
+    expected = [rows[n][column] for n in kept]
+    assert [encoded.ids[code] for code in encoded.codes] == expected
+    in_file = dict.fromkeys(row[column] for row in rows)
+    assert encoded.ids == [id_ for id_ in in_file if id_ in expected]
 
 
 @given(st.lists(st.lists(st.text(max_size=3), max_size=5), max_size=4))
@@ -134,7 +176,7 @@ def test_encode_ids_decodes_to_the_column(chunks):
     (lambda d: tables.read_table(d, 'texts'), "'kind' is missing; found text"),
     (lambda d: tables.read_table(d, 'pairs'), 'no readable Parquet file'),
     (lambda d: tables.read_manifest(d), 'must be a directory that make_data'),
-    (lambda d: tables.read_ratings(d, ['dev']), "no split 'dev'"),
+    (lambda d: rating_arrays.read_ratings(d, ['dev']), "no split 'dev'"),
     (
       lambda d: tables.write_tables(
         d / 'new', {'rl_prompts': pa.table({'user_id': ['u']})}, {}
@@ -264,6 +306,6 @@ def test_manifest_values_survive_json(tmp_path_factory, values):
 
 
 def test_rating_arrays_are_float32():
-  arrays = tables.rating_arrays(_ratings(ROWS))
+  arrays = rating_arrays.from_table(_ratings(ROWS))
   assert arrays.ratings.dtype == np.float32
   assert arrays.users.codes.dtype == np.int32

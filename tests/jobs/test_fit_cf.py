@@ -12,7 +12,7 @@ import pytest
 from p4lm import configuration
 from p4lm.cf.factorization import FactorizationConfig, Interactions, fit
 from p4lm.cf.tables import CFTables
-from p4lm.data import tables as data_tables
+from p4lm.data import rating_arrays
 from p4lm.errors import UserError
 from p4lm.jobs.fit_cf import fit_cf
 from p4lm.runs import wals_fit
@@ -62,7 +62,7 @@ def fitted(ratings_dir, tmp_path_factory):
 
 def test_writes_tables_of_the_training_ids(ratings_dir, fitted):
   tables = CFTables.load(fitted)
-  train = data_tables.read_ratings(ratings_dir, ['train'])
+  train = rating_arrays.read_ratings(ratings_dir, ['train'])
   assert tables.user_ids == train.users.ids
   assert tables.item_ids == train.items.ids
   assert 'new' not in tables.user_ids
@@ -151,7 +151,7 @@ def test_a_half_life_weighs_ratings_by_age(ratings_dir, tmp_path):
     width=4, epochs=3, alpha0=0.1, confidence='linear', confidence_scale=0.5,
     half_life_days=100 / 86400,
   )  # fmt: skip
-  train = data_tables.read_ratings(ratings_dir, ['train'])
+  train = rating_arrays.read_ratings(ratings_dir, ['train'])
   ages = (train.timestamps.max() - train.timestamps).astype(float)
   assert ages.max() > 500
   weights = (1 + 0.5 * train.ratings.astype(float)) * 0.5 ** (ages / 100)

@@ -17,7 +17,7 @@ import pytest
 
 from p4lm import configuration
 from p4lm.cf.tables import CFTables
-from p4lm.data import tables as data_tables
+from p4lm.data import rating_arrays
 from p4lm.errors import UserError
 from p4lm.jobs import fit_cf as job
 from p4lm.jobs.infer import _Prompts
@@ -91,7 +91,7 @@ def fitted(ratings_dir, tmp_path_factory):
 
 def test_writes_tables_of_the_training_ids(ratings_dir, fitted):
   tables = CFTables.load(fitted, scale='raw')
-  train = data_tables.read_ratings(ratings_dir, ['train'])
+  train = rating_arrays.read_ratings(ratings_dir, ['train'])
   assert tables.user_ids == train.users.ids
   assert tables.item_ids == train.items.ids
   assert 'new' not in tables.user_ids

@@ -16,6 +16,7 @@ import scipy.sparse
 from p4lm import main
 from p4lm.cf.recency import recency_weights
 from p4lm.cf.tables import CFTables
+from p4lm.data import rating_arrays
 from p4lm.data import tables as data_tables
 
 KNOWN = ('train', 'validation')
@@ -76,7 +77,7 @@ def contrast(results, second, metric='ndcg@20'):
 
 def interactions(data, half_life):
   """The known ratings as a matrix of weights, and the ids of its sides."""
-  known = data_tables.read_ratings(data, KNOWN)
+  known = rating_arrays.read_ratings(data, KNOWN)
   weights = np.ones(len(known.ratings), np.float32)
   if half_life is not None:
     weights = recency_weights(known.timestamps, half_life).astype(np.float32)

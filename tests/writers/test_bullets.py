@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from p4lm.data import tables
+from p4lm.data import rating_arrays
 from p4lm.data.attributes import UserAffinity, build_attributes
 from p4lm.writers import bullets, phrases
 
@@ -17,7 +17,7 @@ def attributes(items):
 
 @pytest.fixture(scope='module')
 def arrays(train):
-  return tables.rating_arrays(train)
+  return rating_arrays.from_table(train)
 
 
 def test_the_best_and_the_worst_films_are_selected(arrays):

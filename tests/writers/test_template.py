@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from p4lm.data import splits, tables
+from p4lm.data import rating_arrays, splits, tables
 from p4lm.data.attributes import UserAffinity
 from p4lm.errors import UserError
 from p4lm.writers import judged_texts, phrases, pitches, template
@@ -47,7 +47,7 @@ def made(writer, train, pairs):
 @pytest.fixture(scope='module')
 def tastes(writer, train):
   """{user id: float [K]}, from the training ratings."""
-  arrays = tables.rating_arrays(train)
+  arrays = rating_arrays.from_table(train)
   affinity_of = UserAffinity(arrays, writer.films.attributes)
   rows = affinity_of(np.arange(len(arrays.users.ids)))
   return dict(zip(arrays.users.ids, rows))
