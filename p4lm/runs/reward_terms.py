@@ -14,6 +14,7 @@ from p4lm.rewards.terms import CallableTerm, RewardTerm
 from p4lm.rewards.text_encoding import CachingEncoder
 from p4lm.runs.model_directory import LoadedModel, load_model
 from p4lm.runs.reward_report import population, population_mean, temperature
+from p4lm.runs.user_latents import UserLatents
 
 # Entailment is read as a probability (P4LM's precision lies in [0, 1]).
 _OUTPUTS = {'nli': 'probability'}
@@ -106,6 +107,9 @@ def _learned_term(kind, directory, output, batch_size, encoders) -> LearnedTerm:
     cf_lookup=model.cf_lookup,
     encoder=encoders.setdefault(hash_, CachingEncoder(model.vocabulary)),
     checkpoint=model.identity,
+    latent_rewards=(
+      UserLatents.load(directory) if model.config.is_variational else None
+    ),
   )
 
 
