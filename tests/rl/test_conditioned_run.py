@@ -11,6 +11,7 @@ sys.path.insert(0, str(HERE))
 
 import tiny_run  # noqa: E402
 
+from p4lm.data.catalogue import Catalogue  # noqa: E402
 from p4lm.errors import UserError  # noqa: E402
 from p4lm.jobs.train_rl import train_rl  # noqa: E402
 from p4lm.main import main  # noqa: E402
@@ -21,6 +22,7 @@ from p4lm.rl.reinforce import ReinforceConfig  # noqa: E402
 from p4lm.runs.conditioning import check_weights, conditioned  # noqa: E402
 from p4lm.runs.fitting import FitConfig  # noqa: E402
 from p4lm.runs.model_directory import load_model, read_card  # noqa: E402
+from p4lm.runs.system_texts import system_texts  # noqa: E402
 from p4lm.training.optimizers import OptimizerConfig  # noqa: E402
 
 WEIGHTING = WeightingConfig(concentration=0.3, levels=4)
@@ -156,6 +158,30 @@ def test_infer_takes_the_weights_wanted_by_job_or_request(world, tmp_path):
     GREEDY=True,
   )
   assert answers[0]['tokens'] == same[0]['tokens']
+
+
+def test_systems_of_one_policy_write_by_their_own_weights(world, tmp_path):
+  catalogue = Catalogue.load(world / 'data')
+  pairs = prompts(world, 64)
+  assert len({pair['user_id'] for pair in pairs}) > 1
+
+  def write(weights):
+    systems = dict.fromkeys(weights, str(world / 'policy'))
+    return system_texts(
+      systems, pairs, catalogue, tmp_path, 1.0, False, 16, 0, weights
+    )
+
+  texts = write({'Few': {'few': 1}, 'Many': {'many': 1}})
+  shares = {
+    name: ''.join(each).count('o') / len(''.join(each))
+    for name, each in texts.items()
+  }
+  assert shares['Many'] > shares['Few'] + 0.2
+  assert shares['Many (shuffled users)'] > shares['Few'] + 0.2
+  # What is on disk is of the weights that it says.
+  assert write({'Few': {'few': 1}})['Few'] == texts['Few']
+  turned = ''.join(write({'Few': {'many': 1}})['Few'])
+  assert turned.count('o') / len(turned) > shares['Few'] + 0.2
 
 
 def test_weights_that_do_not_fit_are_named(world, tmp_path, capsys):
