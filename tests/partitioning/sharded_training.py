@@ -13,9 +13,11 @@ import sys
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny_models import CONFIG, DECODER_CONFIG, make_batch, make_responses
 
 from p4lm.decoding.sampler import SamplerConfig, sample
+from p4lm.models.grouped_attention import KeyPart, attend_parts
 from p4lm.models.recommender import Recommender
 from p4lm.partitioning.build import build_model
 from p4lm.partitioning.mesh import make_mesh
@@ -140,6 +142,32 @@ def updates(config, shape, devices, name, accumulate):
   }
 
 
+def shared_key_head(devices):
+  """Attention of split query heads to one key head, and its collectives."""
+  mesh = make_mesh(SHAPE, devices=devices)
+  key = jax.random.key(5)
+  query = jax.random.normal(key, (8, 4, 3, 6))
+  keys = jax.random.normal(jax.random.fold_in(key, 1), (4, 1, 5, 6))
+  mask = np.ones((8, 3, 5), bool)
+
+  def attend(query, keys):
+    return attend_parts(query, [KeyPart(keys, keys, mask)], scale=0.5)
+
+  split = jax.jit(
+    attend,
+    in_shardings=(
+      NamedSharding(mesh, PartitionSpec('data', 'model')),
+      NamedSharding(mesh, PartitionSpec('data')),
+    ),
+  )
+  compiled = split.lower(query, keys).compile()
+  found, expected = split(query, keys), jax.jit(attend)(query, keys)
+  kinds = [c.kind for c in program.read_program(compiled.as_text()).collectives]
+  return differences({'context': found}, {'context': expected}) | {
+    'collectives': kinds
+  }
+
+
 def differences(actual, expected):
   """The largest difference of each quantity, and what was split."""
   report = {
@@ -188,6 +216,7 @@ def main():
       for name, accumulate in UPDATES
     }
   report['decoder samples'] = compared_samples(SAMPLED_DECODER, devices, one)
+  report['shared key head'] = shared_key_head(devices)
   json.dump(report, sys.stdout)
 
 

@@ -68,6 +68,12 @@ def test_no_weight_is_gathered_for_each_token(report, model):
   assert report[f'{model} samples']['loop_axes'] == ['model']
 
 
+def test_split_heads_that_share_a_key_head_stay_apart(report):
+  """Two samples a prompt: no query is gathered to be matched with its keys."""
+  assert report['shared key head']['context'] < 1e-6
+  assert report['shared key head']['collectives'] == []
+
+
 @pytest.mark.parametrize('optimizer', [name for name, _ in UPDATES])
 @pytest.mark.parametrize('model', MODELS)
 def test_sharded_optimizers_and_microbatches_change_no_update(
