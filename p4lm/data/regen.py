@@ -52,8 +52,9 @@ class RegenData:
       title is the first that an event has.
     narratives: user_id, item_id (dictionary columns), kind (its key), text (a
       large string); item_id is '' for what is said of the whole user or stands
-      in several events of the user. In the order of the file's first event that
-      has them, then those of events before those of users, then by kind.
+      in several events of the user. They come in the order of the first events
+      that have them in the file, what stands in an event before what is beside
+      its history, and then in that of the kinds.
     splits: user_id, split of each user of `ratings`.
     dropped: {reason: events}.
     unknown_keys: {key: objects that have a value for it}, which nobody read.
@@ -160,7 +161,7 @@ class _Columns:
 def _read_columns(path: Path, narratives: Sequence[str]) -> _Columns:
   users, items, described = GrowingIds(), GrowingIds(), _ItemRecords()
   ratings, times, reviews = [], [], []
-  told, size = Narratives(), 0
+  told, size = Narratives(narratives), 0
   unknown_keys: collections.Counter[str] = collections.Counter()
   source = DirectorySource(path.parent)
   for events in read_events(source, path.name, narratives):
@@ -199,6 +200,8 @@ class _ItemRecords:
 
   def add(self, events: Events) -> None:
     ids = events.items.dictionary.to_pylist()
+    if self._titled.issuperset(ids):
+      return
     is_open = np.array([id_ not in self._titled for id_ in ids], bool)
     codes = events.items.indices.to_numpy()
     rows = np.flatnonzero(is_open[codes])
@@ -221,11 +224,8 @@ class _ItemRecords:
 
 
 def _item_record(item: str, title: str, described: Mapping) -> dict:
-  categories = described['categories']
-  if isinstance(categories, str):
-    categories = [categories]
   # REGEN writes the path of categories as ' Paper - Labels - Round'.
-  categories = amazon_items.clean_texts(categories)
+  categories = amazon_items.clean_texts(described['categories'])
   if len(categories) == 1:
     categories = categories[0].split(' - ')
   return {

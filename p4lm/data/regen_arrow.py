@@ -42,7 +42,6 @@ from p4lm.data.regen_types import TYPES, Unfit, learn, user_level
 # Other threads may learn something else in between.
 _MAX_TRIES = 3
 
-
 # Columns of as many objects, without those that have no value, by key.
 _Arrays = Mapping[str, pa.Array]
 

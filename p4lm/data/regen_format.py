@@ -90,8 +90,7 @@ class Events:
     ratings: float32 [M], in [1, 5].
     times: int64 [M], milliseconds since 1970; a date is its midnight in UTC.
     described: table [M] of the item as the event has it: title and brand
-      (strings), categories (string or strings, or null), price (string or
-      number, or null).
+      (strings), categories (strings or null), price (string, number or null).
     reviews: table [M] of what the user wrote, review_title and review, '' for
       nothing.
     narratives: by kind, first those in events, then those of users.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
@@ -15,8 +17,8 @@ _GROUP = ('user', 'kind', 'text')
 class Narratives:
   """Narratives of events that come in pieces; equal texts are kept once."""
 
-  def __init__(self):
-    self._kinds: list[str] = []
+  def __init__(self, kinds: Sequence[str]):
+    self._kinds = list(kinds)
     self._pieces: list[tuple[int, Narrative]] = []
 
   def add(self, narrative: Narrative, first_row: int) -> None:
@@ -26,8 +28,6 @@ class Narratives:
       narrative: some of one kind.
       first_row: number of the event that its row 0 is.
     """
-    if narrative.kind not in self._kinds:
-      self._kinds.append(narrative.kind)
     self._pieces.append((first_row, narrative))
 
   def table(
@@ -46,16 +46,17 @@ class Narratives:
       places.column_names.index('text'), 'text', texts.indices
     )
     found = places.group_by(list(_GROUP)).aggregate(
-      [('row', 'min'), ('row', 'count'), ('is_of_user', 'max')]
+      [('place', 'min'), ('place', 'count'), ('is_of_user', 'max')]
     )
     column = {name: found[name].to_numpy() for name in found.column_names}
-    order = np.lexsort(
-      [column[n] for n in ('text', 'kind', 'is_of_user_max', 'row_min')]
-    )
+    # No two rows are equal in these: a place has one text of a kind.
+    order = np.lexsort([column['kind'], column['place_min']])
     column = {name: values[order] for name, values in column.items()}
-    is_of_user = (column['is_of_user_max'] > 0) | (column['row_count'] > 1)
+    is_of_user = (column['is_of_user_max'] > 0) | (column['place_count'] > 1)
     no_item = len(items.ids)
-    of_items = np.where(is_of_user, no_item, items.codes[column['row_min']])
+    of_items = np.where(
+      is_of_user, no_item, items.codes[column['place_min'] // 2]
+    )
     return pa.table(
       {
         'user_id': _ids(column['user'], users.ids),
@@ -75,7 +76,7 @@ class Narratives:
     is_kept_user[users.codes[kept]] = True
     pieces = [_PLACES.empty_table()]
     for first_row, narrative in self._pieces:
-      rows = narrative.rows + first_row
+      rows = narrative.rows.astype(np.int64) + first_row
       counts = (
         is_kept_user[users.codes[rows]]
         if narrative.is_of_user
@@ -88,7 +89,7 @@ class Narratives:
             'user': users.codes[rows],
             'kind': np.full(len(rows), self._kinds.index(narrative.kind)),
             'text': _large(narrative.texts.filter(pa.array(counts))),
-            'row': rows,
+            'place': rows * 2 + narrative.is_of_user,
             'is_of_user': np.full(len(rows), narrative.is_of_user),
           },
           schema=_PLACES,
@@ -99,12 +100,13 @@ class Narratives:
 
 # Texts of all users may be more than the 2 GiB of a plain string column.
 _TEXTS = pa.dictionary(pa.int32(), pa.large_string())
+# A place is twice the event, and one more beside its history.
 _PLACES = pa.schema(
   [
     ('user', pa.int32()),
     ('kind', pa.int8()),
     ('text', _TEXTS),
-    ('row', pa.int64()),
+    ('place', pa.int64()),
     ('is_of_user', pa.int8()),
   ]
 )

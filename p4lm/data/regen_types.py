@@ -1,4 +1,8 @@
-"""The types that Arrow reads REGEN's files with, learnt from their values."""
+"""The types that Arrow reads REGEN's files with, learnt from their values.
+
+Only keys that a file has are in the schema: what Arrow takes for a row grows
+with the columns, and the keys that might be there are many.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ TYPES = {
   },
 }
 
-# Objects with ids for keys have no end of them; an unread column a key.
+# Where ids are keys every block has others: the schema would grow without end.
 _MAX_TYPES = 1000
 
 
@@ -92,9 +96,9 @@ def learn(data: bytes, known: pa.Schema, level: Level) -> pa.Schema:
   """
   try:
     values = [json.loads(line) for line in data.split(b'\n')[:-1]]
-  except (ValueError, RecursionError) as error:
+    found = pa.schema(list(pa.infer_type(values)))
+  except (ValueError, RecursionError, pa.ArrowException) as error:
     raise Unfit from error
-  found = pa.schema(list(pa.infer_type(values)))
   try:
     found = pa.unify_schemas([known, found], promote_options='permissive')
   except pa.ArrowException:
