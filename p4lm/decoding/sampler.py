@@ -14,6 +14,7 @@ from p4lm.decoding.behavior import (
   draw,
   largest,
 )
+from p4lm.decoding.held_weights import hold_weights
 from p4lm.models.language_model import EncodedPrompts
 from p4lm.models.recommender import Recommender
 from p4lm.ops.masks import response_mask_of
@@ -95,6 +96,7 @@ def sample_encoded(
   eos_id: int,
 ) -> SampledResponses:
   """As `sample`, from encoded prompts; for use under jit."""
+  model = hold_weights(model)
   length = config.max_length
   rows = encoded.mask.shape[0] * config.num_samples
   uniforms = _uniforms(key, rows, length)

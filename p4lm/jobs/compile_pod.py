@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import tqdm
 
 from p4lm import output_directory
 from p4lm.errors import UserError
@@ -82,9 +83,9 @@ def compile_pod(
   plan = ModelPlan(model, prompt_length, response_length, cf_width, vectors)
   chosen = _meshes(pod, plan, jobs, mesh_shape, meshes, num_compiled)
   reports = _Reports(directory, pod, plan)
-  for mesh in chosen:
-    for step in _steps(jobs, plan, mesh):
-      reports.add(step, mesh)
+  work = [(mesh, s) for mesh in chosen for s in _steps(jobs, plan, mesh)]
+  for number, (mesh, step) in enumerate(work, start=1):
+    reports.add(step, mesh, f'{number} of {len(work)}')
   reports.show(list(jobs))
 
 
@@ -96,16 +97,25 @@ class _Reports:
     self._earlier = _read_results(directory / 'results.json')
     self.reports: list[StepReport] = []
 
-  def add(self, step: PlannedStep, mesh: jax.sharding.Mesh) -> None:
-    """Compiles a step, or takes what an earlier start found."""
+  def add(
+    self, step: PlannedStep, mesh: jax.sharding.Mesh, number: str
+  ) -> None:
+    """Compiles a step, or takes what an earlier start found.
+
+    Args:
+      step: what is compiled.
+      mesh: for these devices.
+      number: which of all it is, for people.
+    """
     text = report.mesh_text(mesh.shape)
     wanted = {(step.job, part, text) for part in step.parts}
     found = [r for r in self._earlier if (r.job, r.step, r.mesh) in wanted]
     if len(found) < len(wanted):
       names = ' and '.join(step.parts)
       if self._pod.compiles:
-        print(f'{step.job} {names} on {text}: compiling', flush=True)
+        print(f'{number}: compiling {step.job} {names} on {text}', flush=True)
         found = pod_reports.compiled_reports(step, self._pod, mesh)
+        print(f'  {found[0].compile_secs:.0f} s', flush=True)
       else:
         found = pod_reports.paper_reports(
           step, self._pod, mesh, self._plan.sizes
@@ -186,7 +196,7 @@ def _meshes(pod, plan, jobs, mesh_shape, meshes, num_compiled):
     rows=min(arguments['batch_size'] for arguments in jobs.values()),
     heads=plan.sizes.num_heads,
   )
-  for shape in shapes:
+  for shape in tqdm.tqdm(shapes, 'planning on paper', unit='mesh'):
     mesh = make(shape)
     try:
       steps = _steps(jobs, plan, mesh)

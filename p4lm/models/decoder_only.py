@@ -19,6 +19,7 @@ from p4lm.models import layers
 from p4lm.models.decoder_config import DecoderConfig
 from p4lm.models.decoder_stack import Decoder, PromptKeys, ResponseCache
 from p4lm.models.embedding import TokenEmbedder
+from p4lm.models.layers import fold
 from p4lm.partitioning.rules import constrain
 from p4lm.typing import Array, Bool, Float, Int, Key
 
@@ -77,10 +78,42 @@ class DecoderOnly(nnx.Module):
     shifted right inside, behind their prompt's last token.
     """
     copies = response_tokens.shape[0] // encoded.last.shape[0]
-    first = jnp.repeat(encoded.last, copies, axis=0)[:, None]
-    rest = self.token_embedder(response_tokens[:, :-1])
-    embedded = jnp.concatenate([first, rest.astype(first.dtype)], axis=1)
+    embedded = self._inputs(
+      jnp.repeat(encoded.last, copies, axis=0), response_tokens
+    )
     return self.decoder(embedded, encoded, dropout_key=dropout_key)
+
+  def read(
+    self,
+    embedded: Float[Array, 'B P D'],
+    mask: Bool[Array, 'B P'],
+    response_tokens: Int[Array, 'R L'],
+    *,
+    dropout_key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'R L D']:
+    """`encode` and `decode_hidden`; one pass where R is B.
+
+    Weights that are split over devices are then gathered, and their gradients
+    reduced, once and not twice.
+    """
+    if response_tokens.shape[0] != embedded.shape[0]:
+      keys = (fold(dropout_key, 0), fold(dropout_key, 1))
+      encoded = self.encode(embedded, mask, dropout_key=keys[0])
+      return self.decode_hidden(encoded, response_tokens, dropout_key=keys[1])
+    last = jnp.maximum(mask.sum(axis=1) - 1, 0)
+    response = self._inputs(
+      embedded[jnp.arange(len(last)), last], response_tokens
+    )
+    return self.decoder.read_together(
+      embedded, mask, response, dropout_key=dropout_key
+    )
+
+  def _inputs(
+    self, last: Float[Array, 'R D'], response_tokens: Int[Array, 'R L']
+  ) -> Float[Array, 'R L D']:
+    """The prompt's last token, then the response's but for its last."""
+    rest = self.token_embedder(response_tokens[:, :-1])
+    return jnp.concatenate([last[:, None], rest.astype(last.dtype)], axis=1)
 
   def logits(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B V']:
     """float32 logits of hidden states."""

@@ -23,11 +23,12 @@ from flax import nnx
 from p4lm.models import layers
 from p4lm.models.attention import Attention
 from p4lm.models.decoder_config import DecoderConfig
+from p4lm.models.decoder_views import layer_view, layer_views, stacked_views
 from p4lm.models.grouped_attention import KeyPart, attend_parts
 from p4lm.models.layers import RMSNorm, dropout, fold
-from p4lm.models.rope import angles, frequencies, rotate
+from p4lm.models.rope import rotate
 from p4lm.partitioning.rules import constrain
-from p4lm.typing import Array, Bool, Float, Int, Key
+from p4lm.typing import Array, Bool, Float, Key
 
 
 @functools.partial(
@@ -169,7 +170,7 @@ class Decoder(nnx.Module):
     batch, length = mask.shape
     positions = jnp.arange(length)[None]
     last = jnp.maximum(mask.sum(axis=1) - 1, 0)
-    views = _views(
+    views = layer_views(
       self.config,
       positions,
       [positions],
@@ -213,7 +214,7 @@ class Decoder(nnx.Module):
     copies = embedded.shape[0] // prompt.mask.shape[0]
     start = jnp.repeat(prompt.start, copies)[:, None]
     positions = start + jnp.arange(embedded.shape[1])[None]
-    views = _views(
+    views = layer_views(
       self.config,
       positions,
       [jnp.arange(prompt.mask.shape[1])[None], positions],
@@ -236,6 +237,59 @@ class Decoder(nnx.Module):
     x, _ = self._scan(x, step, kept, dropout_key)
     return self.final_norm(x)
 
+  def read_together(
+    self,
+    prompt: Float[Array, 'B P D'],
+    mask: Bool[Array, 'B P'],
+    response: Float[Array, 'B L D'],
+    *,
+    dropout_key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'B L D']:
+    """Hidden states of one response to each prompt, both read in one pass.
+
+    What `read_prompt` and calling the stack compute, with every weight read
+    once. Between the two, the prompt's last token has two places: prompts see
+    it in theirs, responses in their own.
+
+                   p0 p1 p2 -  | p2 r0      n = 3 tokens, one of padding
+      p1 (causal)  x  x        |
+      p2 again     x  x        | x
+      r0           x  x        | x  x
+
+    Args:
+      prompt: embedded and right-padded.
+      mask: False on padding.
+      response: inputs, of which the first is the prompt's last token.
+      dropout_key: None for no dropout.
+    """
+    length = mask.shape[1]
+    places = jnp.arange(length)[None]
+    last = jnp.maximum(mask.sum(axis=1) - 1, 0)[:, None]
+    positions = last + jnp.arange(response.shape[1])[None]
+    causal = not self.config.bidirectional_prompt
+    of_prompt = layer_views(
+      self.config, places, [places], [mask], causal=causal
+    )
+    of_response = layer_views(
+      self.config,
+      positions,
+      [places, positions],
+      [mask & (places != last), None],
+    )
+    views = stacked_views(of_prompt, of_response)
+
+    def step(layer, x, inputs):
+      kind, _, key = inputs
+      view = views[kind]
+      x = constrain(x, 'batch', 'length', None)
+      query, keys, values = layer.queries_keys_values(x, view.angle)
+      parts = [KeyPart(keys, values, *view.masks)]
+      return layer.finish(x, query, parts, key), None
+
+    x = jnp.concatenate([prompt, response], axis=1).astype(self.config.dtype)
+    x, _ = self._scan(x, step, None, dropout_key)
+    return self.final_norm(x[:, length:])
+
   def start_cache(
     self, prompt: PromptKeys, length: int, num_samples: int
   ) -> ResponseCache:
@@ -243,9 +297,9 @@ class Decoder(nnx.Module):
     config = self.config
     rows = prompt.mask.shape[0] * num_samples
     shape = (rows, config.num_kv_heads, length, config.d_kv)
-    empty = tuple(
-      jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)
-    )
+    empty = jnp.zeros(shape, config.dtype)
+    empty = constrain(empty, 'batch', 'kv_heads', 'length', 'kv')
+    empty = (empty,) * config.num_layers
     return ResponseCache(jnp.int32(0), prompt, empty, empty)
 
   def decode_step(
@@ -256,7 +310,7 @@ class Decoder(nnx.Module):
     copies = embedded.shape[0] // prompt.mask.shape[0]
     start = jnp.repeat(prompt.start, copies)[:, None]
     view_of = functools.partial(
-      _view,
+      layer_view,
       self.config,
       start + cache.step,
       [
@@ -271,6 +325,7 @@ class Decoder(nnx.Module):
     for i in range(self.config.num_layers):
       layer = layers.layer_slice(self.layers, i)
       view = views[self.config.is_local(i)]
+      x = constrain(x, 'batch', 'length', None)
       query, key, value = layer.queries_keys_values(x, view.angle)
       write = jax.lax.dynamic_update_slice_in_dim
       keys = write(cache.keys[i], key, cache.step, 2)
@@ -302,60 +357,6 @@ class Decoder(nnx.Module):
       remat=config.remat,
       unroll=config.scan_unroll or True,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-  """How a layer places its queries: what they are turned by, what they see.
-
-  Attributes:
-    angle: float32 [R,Q,F], of one axis more for several kinds of layers.
-    masks: a bool [R,Q,M] for each part of the keys, likewise.
-  """
-
-  angle: Array
-  masks: tuple[Array, ...]
-
-  def __getitem__(self, kind: Int[Array, '']) -> 'View':
-    """The view of a kind of layers: 0 global, 1 local."""
-    return View(self.angle[kind], tuple(mask[kind] for mask in self.masks))
-
-
-def _view(
-  config: DecoderConfig,
-  positions: Int[Array, 'R Q'],
-  key_positions: list[Array],
-  key_masks: list[Array | None],
-  local: bool,
-  causal: bool = True,
-) -> View:
-  """The view of a global or a local layer; key positions are [R or 1,M]."""
-  base = config.rope_local_base if local else config.rope_base
-  frequency = frequencies(
-    config.d_kv,
-    base or config.rope_base,
-    None if local else config.rope_scaling,
-  )
-  masks = []
-  for places, kept in zip(key_positions, key_masks):
-    distance = positions[:, :, None] - places[:, None, :]
-    mask = distance >= 0 if causal else jnp.ones(distance.shape, bool)
-    if local:
-      mask &= jnp.abs(distance) < config.sliding_window
-    if kept is not None:
-      mask = mask & kept[:, None, :]
-    masks.append(mask)
-  return View(angles(positions, frequency), tuple(masks))
-
-
-def _views(config: DecoderConfig, *places, causal: bool = True) -> View:
-  """The views of both kinds of layers, on a leading axis."""
-  views = [_view(config, *places, kind, causal) for kind in (False, True)]
-  parts = zip(*(view.masks for view in views))
-  return View(
-    jnp.stack([view.angle for view in views]),
-    tuple(jnp.stack(masks) for masks in parts),
-  )
 
 
 def _norm(

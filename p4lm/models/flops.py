@@ -257,16 +257,30 @@ def forward_flops(
         pairs = response * shapes.prompt_length
         total += _attention_flops(stack, response, prompt, pairs, lora_rank)
     else:
-      # The prompt is read once; each response looks back at it.
-      own = prompt * shapes.prompt_length
-      back = response * (shapes.prompt_length + shapes.response_length)
-      total += _stack_flops(stack, prompt, prompt, own, lora_rank=lora_rank)
+      positions = prompt + response
       total += _stack_flops(
-        stack, response, response, back, lora_rank=lora_rank
+        stack,
+        positions,
+        positions,
+        decoder_only_pairs(shapes),
+        lora_rank=lora_rank,
       )
   if scored:
     total += logits_flops(lm, response)
   return total
+
+
+def decoder_only_pairs(shapes: Shapes) -> float:
+  """Pairs of a query and a key where a decoder reads prompts and responses.
+
+  One response to each prompt is read with it in one pass, over the keys of
+  both. Several look back at a prompt that was read before.
+  """
+  whole = shapes.prompt_length + shapes.response_length
+  if shapes.rows == shapes.prompts:
+    return shapes.rows * whole**2
+  own = shapes.prompts * shapes.prompt_length**2
+  return own + shapes.rows * shapes.response_length * whole
 
 
 def decode_flops(

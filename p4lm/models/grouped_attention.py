@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from p4lm.models.attention import MASKED
 from p4lm.models.layers import dropout
+from p4lm.models.mixing import MASKED
 from p4lm.typing import Array, Bool, Float, Key
 
 
@@ -96,19 +96,23 @@ def _mixed(
 
 
 def _by_key_head(x: Array, sets: int, key_heads: int) -> Array:
-  """[R,H,Q,W] -> [S,J,X,W]: everything that asks one head of one set."""
+  """[R,H,Q,W] -> [S,J,X,W]: everything that asks one head of one set.
+
+  X runs over heads before copies: where heads are split over devices and
+  share one key head, X is split as they are.
+  """
   rows, heads, length, width = x.shape
   copies, group = rows // sets, heads // key_heads
   x = x.reshape(sets, copies, key_heads, group, length, width)
-  return jnp.swapaxes(x, 1, 2).reshape(sets, key_heads, -1, width)
+  return jnp.moveaxis(x, 1, 3).reshape(sets, key_heads, -1, width)
 
 
 def _by_row(x: Array, shape: tuple[int, int, int]) -> Array:
   """Undoes `_by_key_head`: [S,J,X,W] -> [R,H,Q,W]."""
   (rows, heads, length), (sets, key_heads, _, width) = shape, x.shape
   copies, group = rows // sets, heads // key_heads
-  x = x.reshape(sets, key_heads, copies, group, length, width)
-  return jnp.swapaxes(x, 1, 2).reshape(rows, heads, length, width)
+  x = x.reshape(sets, key_heads, group, copies, length, width)
+  return jnp.moveaxis(x, 3, 1).reshape(rows, heads, length, width)
 
 
 def _capped(scores: Array, soft_cap: float) -> Array:

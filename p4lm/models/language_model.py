@@ -1,7 +1,8 @@
 """The language models that a recommender may have, told apart by their sizes.
 
-Every one of them has `token_embedder`, `encode`, `decode_hidden`, `logits`,
-`start_cache` and `decode_step` with the signatures of `models.t5.T5`.
+Every one of them has `token_embedder`, `encode`, `decode_hidden`, `read` (which
+is both), `logits`, `start_cache` and `decode_step` with the signatures of
+`models.t5.T5`.
 """
 
 from flax import nnx

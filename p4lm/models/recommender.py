@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 from flax import nnx
 
 from p4lm.models.adapter import AdapterConfig, make_adapters
@@ -14,7 +13,7 @@ from p4lm.models.language_model import (
   make_language_model,
 )
 from p4lm.models.soft_tokens import check_soft_token_id, embed_prompt
-from p4lm.typing import Array, Float, Int, Key
+from p4lm.typing import Array, Bool, Float, Int, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +69,29 @@ class Recommender(nnx.Module):
     R is B, or B*G with the G responses of a prompt in consecutive rows; the
     prompt is encoded once.
     """
-    keys = (None, None)
-    if dropout_key is not None:
-      keys = jax.random.split(dropout_key)
-    encoded = self.encode(
-      prompt_tokens, cf_embeddings, cf_kind_ids, dropout_key=keys[0]
+    hidden = self.read(
+      prompt_tokens,
+      response_tokens,
+      cf_embeddings,
+      cf_kind_ids,
+      dropout_key=dropout_key,
     )
-    return self.decode(encoded, response_tokens, dropout_key=keys[1])
+    return self.logits(hidden)
+
+  def read(
+    self,
+    prompt_tokens: Int[Array, 'B P'],
+    response_tokens: Int[Array, 'R L'],
+    cf_embeddings: Float[Array, 'B N E'],
+    cf_kind_ids: Int[Array, 'B N'],
+    *,
+    dropout_key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'R L D']:
+    """The decoder's last hidden states of responses to prompts."""
+    embedded, mask = self._embedded(prompt_tokens, cf_embeddings, cf_kind_ids)
+    return self.lm.read(
+      embedded, mask, response_tokens, dropout_key=dropout_key
+    )
 
   def encode(
     self,
@@ -87,15 +102,7 @@ class Recommender(nnx.Module):
     dropout_key: Key[Array, ''] | None = None,
   ) -> EncodedPrompts:
     """The prompt, its placeholders replaced by soft tokens, read."""
-    embedded = embed_prompt(
-      self.lm.token_embedder(prompt_tokens),
-      prompt_tokens,
-      self.adapters,
-      cf_embeddings,
-      cf_kind_ids,
-      self.config.soft_token_id,
-    )
-    mask = prompt_tokens != self.config.lm.pad_id
+    embedded, mask = self._embedded(prompt_tokens, cf_embeddings, cf_kind_ids)
     return self.lm.encode(embedded, mask, dropout_key=dropout_key)
 
   def decode(
@@ -138,3 +145,17 @@ class Recommender(nnx.Module):
   ) -> tuple[Float[Array, 'R V'], Cache]:
     """Logits of the token after `tokens`; the first `tokens` are pad."""
     return self.lm.decode_step(cache, tokens)
+
+  def _embedded(
+    self, prompt_tokens, cf_embeddings, cf_kind_ids
+  ) -> tuple[Float[Array, 'B P D'], Bool[Array, 'B P']]:
+    """Prompts with soft tokens in their places, and where they have tokens."""
+    embedded = embed_prompt(
+      self.lm.token_embedder(prompt_tokens),
+      prompt_tokens,
+      self.adapters,
+      cf_embeddings,
+      cf_kind_ids,
+      self.config.soft_token_id,
+    )
+    return embedded, prompt_tokens != self.config.lm.pad_id

@@ -7,6 +7,7 @@ Version 1.1 has a gated-GELU feed-forward layer and an output projection of
 its own; 1.0 has ReLU and takes the embedding, scaled by d_model ** -0.5.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -74,6 +75,21 @@ class T5(nnx.Module):
     )
     embedded = self.token_embedder(shifted)
     return self.decoder(embedded, encoded, dropout_key=dropout_key)
+
+  def read(
+    self,
+    embedded: Float[Array, 'B P D'],
+    mask: Bool[Array, 'B P'],
+    response_tokens: Int[Array, 'R L'],
+    *,
+    dropout_key: Key[Array, ''] | None = None,
+  ) -> Float[Array, 'R L D']:
+    """`encode` and `decode_hidden`."""
+    keys = (None, None)
+    if dropout_key is not None:
+      keys = jax.random.split(dropout_key)
+    encoded = self.encode(embedded, mask, dropout_key=keys[0])
+    return self.decode_hidden(encoded, response_tokens, dropout_key=keys[1])
 
   def logits(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B V']:
     """float32 logits of hidden states."""

@@ -221,7 +221,9 @@ class Decoder(nnx.Module):
     ]
     rows = encoded.hidden.shape[0] * num_samples
     shape = (rows, config.num_heads, length, config.d_kv)
-    empty = tuple(jnp.zeros(shape, config.dtype) for _ in cross)
+    empty = jnp.zeros(shape, config.dtype)
+    empty = constrain(empty, 'batch', 'heads', 'length', 'kv')
+    empty = (empty,) * len(cross)
     return DecodeCache(
       step=jnp.int32(0),
       self_keys=empty,
@@ -242,6 +244,7 @@ class Decoder(nnx.Module):
     self_keys, self_values = [], []
     for i in range(self.config.num_decoder_layers):
       cross = cache.cross_keys[i], cache.cross_values[i], cache.cross_mask
+      x = constrain(x, 'batch', 'length', None)
       x, keys, values = self._layer(i).decode_step(
         x,
         biases[i],

@@ -17,13 +17,19 @@ from p4lm.errors import UserError
 MeshAxes = str | tuple[str, ...] | None
 Rules = Mapping[str, MeshAxes]
 
+
+def _as_tuple(axes: MeshAxes) -> tuple[str, ...]:
+  if axes is None:
+    return ()
+  return (axes,) if isinstance(axes, str) else tuple(axes)
+
+
 STANDARD_RULES: Rules = {
   'batch': ('replica', 'data', 'fsdp'),
   'length': None,
   'embed': 'fsdp',
   'heads': 'model',
-  # Grouped queries share few key heads, down to one: kept whole.
-  'kv_heads': None,
+  'kv_heads': 'model',
   'kv': None,
   'mlp': 'model',
   'vocab': 'model',
@@ -36,6 +42,14 @@ STANDARD_RULES: Rules = {
   'features': None,
   'users': ('fsdp', 'model'),
   'items': ('fsdp', 'model'),
+}
+# Grouped queries share few key heads, down to one: kept whole where their mesh
+# axis does not divide them.
+WHOLE_WHERE_ODD = ('kv_heads',)
+# For weights that are read again and again: split over `model` alone.
+WITHOUT_FSDP: Rules = {
+  name: 'model' if 'model' in _as_tuple(axes) else None
+  for name, axes in STANDARD_RULES.items()
 }
 
 
@@ -91,7 +105,8 @@ def partition_spec(
 
   Raises:
     UserError: a name without a rule, or a dimension that its mesh axes do not
-      divide (for `heads`: a model axis that does not divide the heads).
+      divide (for `heads`: a model axis that does not divide the heads), unless
+      it is one of WHOLE_WHERE_ODD.
   """
   if len(names) != len(shape):
     raise UserError(
@@ -108,7 +123,9 @@ def partition_spec(
       )
     axes = tuple(a for a in _as_tuple(rules[name]) if a not in taken)
     shards = math.prod(mesh.shape[axis] for axis in axes)
-    if size % shards:
+    if size % shards and name in WHOLE_WHERE_ODD:
+      axes = ()
+    elif size % shards:
       raise UserError(
         f'{path}: its {name!r} axis of size {size} cannot be split over'
         f' {" x ".join(f"{a}={mesh.shape[a]}" for a in axes)}; choose a'
@@ -125,20 +142,18 @@ def constrain(
   """Pins an activation's sharding when a mesh is in force, else does nothing.
 
   The mesh is that of `jax.set_mesh`. None leaves a dimension whole; so is one
-  that its mesh axes do not divide (a last, smaller batch must still run).
+  that its mesh axes do not divide (a last, smaller batch must still run). Of
+  two dimensions with one mesh axis the first has it.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or all(size == 1 for size in mesh.shape.values()):
     return array
+  taken: set[str] = set()
   spec: list[MeshAxes] = []
   for name, size in zip(names, array.shape, strict=True):
     axes = _as_tuple(rules[name]) if name else ()
+    axes = tuple(axis for axis in axes if axis not in taken)
     shards = math.prod(mesh.shape.get(axis, 1) for axis in axes)
     spec.append(axes if axes and size % shards == 0 else None)
+    taken.update(spec[-1] or ())
   return jax.lax.with_sharding_constraint(array, PartitionSpec(*spec))
-
-
-def _as_tuple(axes: MeshAxes) -> tuple[str, ...]:
-  if axes is None:
-    return ()
-  return (axes,) if isinstance(axes, str) else tuple(axes)

@@ -14,6 +14,7 @@ _FREE = frozenset(
   ' partition-id replica-id while call conditional opt-barrier'
   ' add-dependency rng-get-and-update-state'.split()
 )
+_VIEWS = ('bitcast', 'custom-call', 'copy-done')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -96,7 +97,7 @@ def memory_bytes(
     return 0.0
   if opcode == 'fusion':
     fused = module.computations[instruction.called('calls')]
-    return _fusion_bytes(computation, instruction, fused)
+    return _fusion_bytes(module, computation, instruction, fused)
   if opcode in _SLICES:
     return 2 * _written(instruction)
   if opcode == 'dynamic-update-slice':
@@ -129,29 +130,33 @@ def _started_bytes(computation, instruction) -> float:
   return read + sum(shape.bytes for shape in results if not shape.space)
 
 
-def _fusion_bytes(computation, instruction, fused) -> float:
+def _fusion_bytes(module, computation, instruction, fused) -> float:
   total = 0.0
   for number, name in enumerate(instruction.operands):
     operand = computation.instructions.get(name)
     if operand is not None and number in fused.parameters:
-      total += _parameter_bytes(fused, fused.parameters[number], operand)
+      parameter = fused.parameters[number]
+      total += _read_bytes(module, fused, parameter, _bytes(operand))
   roots = [fused.root]
   if fused.root.opcode == 'tuple':
     roots = [fused.instructions[name] for name in fused.root.operands]
   for shape, root in zip(instruction.shapes, roots):
-    source = _through_views(fused, root)
+    inner, source = _through_views(module, fused, root)
     if shape.space or source.opcode == 'parameter':
       continue
     if source.opcode == 'dynamic-update-slice':
-      total += fused.operand(source, 1).shape.bytes
+      total += inner.operand(source, 1).shape.bytes
     else:
       total += shape.bytes
   return total
 
 
-def _parameter_bytes(fused, parameter, operand) -> float:
-  """What a fusion reads of one of its parameters."""
-  whole = _bytes(operand)
+def _read_bytes(module, fused, parameter, whole: float) -> float:
+  """What a fusion reads of a parameter of `whole` bytes.
+
+  Its users may be fusions too, as where a product takes a layer's kernel out
+  of a stack.
+  """
   if not whole or len(parameter.shapes) > 1:
     return whole
   read, pending, seen = 0.0, [parameter], set()
@@ -161,26 +166,49 @@ def _parameter_bytes(fused, parameter, operand) -> float:
       if user.name in seen:
         continue
       seen.add(user.name)
-      if user.opcode in ('bitcast', 'tuple', 'custom-call', 'copy-done'):
-        pending += [] if user.opcode == 'tuple' else [user]
+      if user.opcode in _VIEWS:
+        pending.append(user)
       elif user.opcode in _SLICES and user.operands[0] == source.name:
         read += user.shape.bytes
-      elif user.opcode == 'dynamic-update-slice' and (
-        user.operands[0] == source.name
+      elif user.opcode == 'fusion':
+        read += _read_inside(module, user, source, whole)
+      elif user.opcode != 'tuple' and not (
+        user.opcode == 'dynamic-update-slice'
+        and user.operands[0] == source.name
       ):
-        continue
-      else:
         return whole
   return min(read, whole)
 
 
-def _through_views(computation, instruction) -> Instruction:
-  while instruction.opcode in ('bitcast', 'copy') and instruction.operands:
+def _read_inside(module, fusion, source, whole: float) -> float:
+  """What a fusion within a fusion reads of one of its operands."""
+  inner = module.computations[fusion.called('calls')]
+  # What it hands on as it came has users that are not followed.
+  shown = inner.root
+  while shown.opcode in _VIEWS:
+    shown = inner.instructions[shown.operands[0]]
+  numbers = [i for i, name in enumerate(fusion.operands) if name == source.name]
+  return sum(
+    whole
+    if shown is inner.parameters[number]
+    else _read_bytes(module, inner, inner.parameters[number], whole)
+    for number in numbers
+  )
+
+
+def _through_views(module, computation, instruction):
+  """What an instruction shows, and the computation where that is."""
+  while True:
+    if instruction.opcode == 'fusion':
+      computation = module.computations[instruction.called('calls')]
+      instruction = computation.root
+      continue
+    if instruction.opcode not in ('bitcast', 'copy'):
+      return computation, instruction
     source = computation.instructions[instruction.operands[0]]
     if instruction.opcode == 'copy' and source.opcode != 'dynamic-update-slice':
-      break
+      return computation, instruction
     instruction = source
-  return instruction
 
 
 def _bytes(instruction: Instruction) -> float:

@@ -5,11 +5,14 @@ of thumb for the rest:
 
   memory  state + gradients + the activations that the backward pass needs (a
           layer's input each with remat, else about all of a layer) + the
-          largest working set (one layer, or the logits)
-  links   fsdp: weights are gathered for each pass, gradients reduced and
-          scattered; data, replica: gradients reduced; model: two all-reduces
-          of the residual stream a layer and pass, three with cross-attention
-  HBM     weights a pass, maps' inputs and outputs, scores, the optimizer
+          largest working set (one layer, or the logits); to draw tokens, the
+          weights without fsdp and the keys and values
+  links   fsdp: weights are gathered for each pass, or once for all tokens
+          that are drawn, gradients reduced and scattered; data, replica:
+          gradients reduced; model: two all-reduces of the residual stream a
+          layer and pass, three with cross-attention
+  HBM     weights a pass, maps' inputs and outputs, scores, the optimizer,
+          for each token drawn the keys and values kept
 
 It ranks meshes and tells what cannot fit; a compiler says how much.
 """
@@ -22,7 +25,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from p4lm.models.flops import LanguageModelSizes, Shapes, Stack, UpdateFlops
+from p4lm.models.flops import (
+  LanguageModelSizes,
+  Shapes,
+  Stack,
+  UpdateFlops,
+  decoder_only_pairs,
+)
 from p4lm.pods.collectives import Collective, Network
 from p4lm.pods.memory import Memory
 from p4lm.pods.roofline import StepTime
@@ -86,28 +95,32 @@ class PaperStep:
       pairs = positions * (prompt + response)
       if not self.lm.encoder:
         positions += prompts * prompt
-        pairs += prompts * prompt**2
+        pairs = decoder_only_pairs(self.shapes) / self.shards
       found.append((stack, positions, pairs))
     return found
 
 
-def paper_memory(step: PaperStep) -> Memory:
-  """The memory of one chip."""
+def paper_memory(step: PaperStep, passes: int | None = None) -> Memory:
+  """The memory of one chip; `passes` as of `paper_collectives`."""
   gradients = activations = 0.0
+  held, parts = 0.0, step.accumulate * (passes or 1)
+  if passes is not None:
+    # Weights that every token needs lie whole but for `model`.
+    held = _weight_bytes(step, passes) + _cache_bytes(step)
   working = 0.0
   for stack, positions, pairs in step.stacks():
-    positions, pairs = positions / step.accumulate, pairs / step.accumulate
+    positions, pairs = positions / parts, pairs / parts
     layer = _layer_bytes(step, stack, positions, pairs)
     kept = positions * stack.width * step.itemsize if stack.remat else layer
     activations += stack.layers * kept if step.trains else kept
     working = max(working, 2 * layer)
   logits = step.shapes.rows * step.shapes.response_length * step.lm.vocab_size
-  logits *= 4 * 2 / (step.shards * step.tensor * step.accumulate)
+  logits *= 4 * 2 / (step.shards * step.tensor * parts)
   if step.trains:
     gradients = 4 * step.weights / (step.mesh_shape['fsdp'] * step.tensor)
   return Memory(
     arguments=step.state_bytes,
-    temporaries=gradients + activations + max(working, logits),
+    temporaries=gradients + held + activations + max(working, logits),
     outputs=0.0,
     aliased=0.0,
     beside=step.beside_bytes,
@@ -125,14 +138,14 @@ def paper_collectives(
       a step that reads whole responses by default.
   """
   mesh, found = step.mesh_shape, []
-  held = step.weights * step.itemsize / step.tensor
+  held = _weight_bytes(step, passes)
   add = lambda kind, axes, times, size: found.append(
     Collective(
       'on paper', kind, times, size, axis_groups(mesh, axes), False, True
     )
   )
   if mesh['fsdp'] > 1:
-    add('all-gather', ('fsdp',), step.passes * (passes or 1), held)
+    add('all-gather', ('fsdp',), step.passes, held)
     if step.trains:
       add('reduce-scatter', ('fsdp',), step.accumulate, held)
   if step.trains and mesh['data'] * mesh['replica'] > 1:
@@ -153,8 +166,9 @@ def paper_time(
   """The roofline of a step; communication is taken to be hidden."""
   chips = math.prod(step.mesh_shape.values())
   compute = step.flops.executed / chips / network.chip.peak_flops
-  moved = step.weights * step.itemsize * step.passes / step.tensor
-  moved *= passes or 1
+  moved = _weight_bytes(step, passes) * step.passes
+  if passes is not None:
+    moved = passes * (moved + _cache_bytes(step))
   moved += 2 * step.state_bytes if step.trains else 0.0
   for stack, positions, pairs in step.stacks():
     repeats = (4 if stack.remat else 3) if step.trains else 1
@@ -179,6 +193,39 @@ def axis_groups(mesh: Mapping[str, int], axes: tuple[str, ...]) -> np.ndarray:
   outer = [i for i in range(len(names)) if i not in inner]
   size = math.prod(mesh[names[i]] for i in inner)
   return ids.transpose(outer + inner).reshape(-1, size)
+
+
+def _weight_bytes(step: PaperStep, passes: int | None) -> float:
+  """Of the weights that a pass reads, those of one model shard.
+
+  Drawing tokens reads those of the decoder and the two tables of words, or
+  the one that is both.
+  """
+  weights = step.weights
+  if passes is not None:
+    words = 2 * step.lm.vocab_size * step.lm.decoder[0].width
+    maps = sum(stack.layers * _maps_size(stack) for stack in step.lm.decoder)
+    weights = min(weights, maps + words)
+  return weights * step.itemsize / step.tensor
+
+
+def _maps_size(stack: Stack) -> int:
+  attention = [*stack.query_maps(), *stack.key_maps()]
+  maps = attention * (2 if stack.cross else 1) + stack.feed_forward_maps()
+  return sum(inputs * outputs for inputs, outputs in maps)
+
+
+def _cache_bytes(step: PaperStep) -> float:
+  """Of the keys and values that drawing tokens reads, on one chip."""
+  shapes, positions = step.shapes, 0.0
+  for stack in step.lm.decoder:
+    kept = shapes.rows * shapes.response_length
+    if stack.cross or not step.lm.encoder:
+      kept += shapes.prompts * shapes.prompt_length
+    split = 1 if stack.kv_heads % step.tensor else step.tensor
+    width = stack.kv_heads * stack.head_width / split
+    positions += stack.layers * kept * 2 * width
+  return positions * step.itemsize / step.shards
 
 
 def _layer_bytes(step, stack, positions, pairs) -> float:

@@ -91,7 +91,7 @@ def paper_reports(
         topology,
         mesh,
         'paper',
-        paper.paper_memory(plan),
+        paper.paper_memory(plan, passes),
         flops=counted.executed / mesh.size,
         hbm_bytes=0.0,
         secs=report.seconds(paper.paper_time(plan, network, passes)),

@@ -63,6 +63,8 @@ def test_all_jobs_and_all_meshes_without_any_data(tmp_path, capsys, on_paper):
     '--gin.KIND=appeal',
   )
   assert status == 0
+  # Six meshes, and not one of them is left out of what is shown.
+  assert 'planning on paper: 100%' in capsys.readouterr().err
   rows = results(tmp_path)['steps']
   parts = {(row['job'], row['step']) for row in rows}
   assert parts == {
@@ -147,7 +149,7 @@ def test_a_real_program_for_a_pod_that_is_not_here(tmp_path, capsys):
     '--gin.MESH_SHAPE=fsdp=2,model=2',
   )
   assert compile_pod(tmp_path, *arguments) == 0
-  assert 'compiling' in capsys.readouterr().out
+  assert '1 of 1: compiling train_lm update' in capsys.readouterr().out
   [row] = results(tmp_path)['steps']
   assert row['source'] == 'compiled' and row['fits']
   assert row['flops'] == pytest.approx(row['paper_flops'], rel=0.05)

@@ -90,6 +90,34 @@ def test_responses_share_their_prompt(model):
   np.testing.assert_allclose(jax.jit(repeated)(model.state), shared, atol=1e-5)
 
 
+def test_one_pass_over_prompt_and_response_is_two(model):
+  """Logits and gradients, with a prompt of nothing among the others."""
+  batch, responses = make_batch(), make_responses()
+  empty = batch['prompt_tokens'].at[2].set(0)
+  batch = {**batch, 'prompt_tokens': empty}
+
+  def in_one(module):
+    return module(response_tokens=responses, **batch)
+
+  def in_two(module):
+    return module.decode(module.encode(**batch), responses)
+
+  def found(read):
+    def loss(state):
+      logits = read(nnx.merge(model.graphdef, state))
+      return jnp.square(jax.nn.log_softmax(logits)).mean(), logits
+
+    return jax.jit(jax.grad(loss, has_aux=True))(model.state)
+
+  (one_gradient, one), (two_gradient, two) = found(in_one), found(in_two)
+  np.testing.assert_allclose(one, two, atol=1e-5)
+  largest = max(np.abs(g).max() for g in jax.tree.leaves(two_gradient))
+  for left, right in zip(
+    jax.tree.leaves(one_gradient), jax.tree.leaves(two_gradient)
+  ):
+    np.testing.assert_allclose(left, right, atol=1e-5 * largest)
+
+
 def test_what_a_token_sees(model):
   """A later token changes earlier keys of a prompt both ways, and no other."""
   batch, responses = make_batch(batch=1), make_responses(rows=1)

@@ -48,6 +48,10 @@ def test_a_decoder_only_layer_counted_by_hand():
   assert counted.attention == 2 * (9 + 2 * 10) * (6 + 6)
   assert counted.logits == 2 * 4 * 4 * 7
   assert counted.total == 1568 + 696 + 224
+  # One response to each prompt is read in one pass of 5 positions.
+  alone = flops.forward_flops(lm, Shapes(2, 2, 3, 2))
+  assert alone.attention == 2 * (2 * 5 * 5) * (6 + 6)
+  assert alone.maps == 2 * 10 * (24 + 24 + 12 + 12 + 20 + 20)
 
 
 def test_an_encoder_decoder_counted_by_hand():

@@ -13,13 +13,17 @@ import sys
 import jax
 import numpy as np
 from flax import nnx
-from tiny_models import CONFIG, make_batch, make_responses
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny_models import CONFIG, DECODER_CONFIG, make_batch, make_responses
 
 from p4lm.decoding.sampler import SamplerConfig, sample
+from p4lm.models.grouped_attention import KeyPart, attend_parts
 from p4lm.models.recommender import Recommender
 from p4lm.partitioning.build import build_model
 from p4lm.partitioning.mesh import make_mesh
 from p4lm.partitioning.shardings import batch_sharding, put_batch, put_state
+from p4lm.pods import program
+from p4lm.pods.collectives import mesh_axes
 from p4lm.runs.model_losses import maximum_likelihood
 from p4lm.training.optimizers import OptimizerConfig
 from p4lm.training.state import TrainState
@@ -36,6 +40,12 @@ MODELS = {
     adapter=ADAPTER,
   ),
 }
+# Of which sampling alone is compared: tied embeddings, shared key heads.
+SAMPLED_DECODER = dataclasses.replace(
+  DECODER_CONFIG,
+  lm=dataclasses.replace(DECODER_CONFIG.lm, num_layers=2),
+  adapter=ADAPTER,
+)
 SHAPES = [
   f'data={data},fsdp={fsdp},model={model}'
   for data, fsdp, model in itertools.product((1, 2, 4, 8), repeat=3)
@@ -88,12 +98,20 @@ def born(config, devices):
 
 
 def samples(config, shape, devices):
-  """Sampled tokens and their log-probabilities."""
+  """Sampled tokens and log-probabilities, and the axes that sampling uses.
+
+  The axes are those that collectives run along in the loop over tokens.
+  """
   mesh, graphdef, state, batch = built(config, shape, devices)
   sampler = SamplerConfig(max_length=6, top_p=0.9, num_samples=2)
+  dynamic = state, batch, jax.random.key(0)
   with jax.set_mesh(mesh):
-    found = sample(graphdef, state, batch, jax.random.key(0), sampler, 1)
-  return {'tokens': found.response_tokens, 'logps': found.logps}
+    compiled = sample.lower(graphdef, *dynamic, sampler, 1).compile()
+    found = compiled(*dynamic)
+  loop = program.read_program(compiled.as_text()).part(open_loop=True)
+  axes = {mesh_axes(one.groups, mesh.shape) for one in loop.collectives}
+  arrays = {'tokens': found.response_tokens, 'logps': found.logps}
+  return arrays, sorted(axes)
 
 
 def updates(config, shape, devices, name, accumulate):
@@ -124,6 +142,32 @@ def updates(config, shape, devices, name, accumulate):
   }
 
 
+def shared_key_head(devices):
+  """Attention of split query heads to one key head, and its collectives."""
+  mesh = make_mesh(SHAPE, devices=devices)
+  key = jax.random.key(5)
+  query = jax.random.normal(key, (8, 4, 3, 6))
+  keys = jax.random.normal(jax.random.fold_in(key, 1), (4, 1, 5, 6))
+  mask = np.ones((8, 3, 5), bool)
+
+  def attend(query, keys):
+    return attend_parts(query, [KeyPart(keys, keys, mask)], scale=0.5)
+
+  split = jax.jit(
+    attend,
+    in_shardings=(
+      NamedSharding(mesh, PartitionSpec('data', 'model')),
+      NamedSharding(mesh, PartitionSpec('data')),
+    ),
+  )
+  compiled = split.lower(query, keys).compile()
+  found, expected = split(query, keys), jax.jit(attend)(query, keys)
+  kinds = [c.kind for c in program.read_program(compiled.as_text()).collectives]
+  return differences({'context': found}, {'context': expected}) | {
+    'collectives': kinds
+  }
+
+
 def differences(actual, expected):
   """The largest difference of each quantity, and what was split."""
   report = {
@@ -143,6 +187,13 @@ def differences(actual, expected):
   return report
 
 
+def compared_samples(config, devices, one):
+  """Samples on SHAPE against those on one device."""
+  found, axes = samples(config, SHAPE, devices)
+  expected, _ = samples(config, *one)
+  return differences(found, expected) | {'loop_axes': axes}
+
+
 def main():
   """Compares every mesh with one device."""
   devices, report = jax.devices(), {}
@@ -156,9 +207,7 @@ def main():
     report[f'{model} born'] = differences(
       born(config, devices), {'parameters': drawn(config)[1]}
     )
-    report[f'{model} samples'] = differences(
-      samples(config, SHAPE, devices), samples(config, *one)
-    )
+    report[f'{model} samples'] = compared_samples(config, devices, one)
     report[f'{model} updates'] = {
       name: differences(
         updates(config, SHAPE, devices, name, accumulate),
@@ -166,6 +215,8 @@ def main():
       )
       for name, accumulate in UPDATES
     }
+  report['decoder samples'] = compared_samples(SAMPLED_DECODER, devices, one)
+  report['shared key head'] = shared_key_head(devices)
   json.dump(report, sys.stdout)
 
 

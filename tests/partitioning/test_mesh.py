@@ -78,6 +78,9 @@ def test_names_become_mesh_axes():
   )
   # The second of two names for one mesh axis stays whole.
   assert spec(('mlp', 'mlp'), (4, 4)) == PartitionSpec('model', None)
+  # Key heads are split where they can be.
+  assert spec(('kv_heads', 'kv'), (4, 4)) == PartitionSpec('model', None)
+  assert spec(('kv_heads', 'kv'), (3, 4)) == PartitionSpec(None, None)
 
 
 def test_what_cannot_be_split_is_named():

@@ -55,11 +55,23 @@ def test_parameters_are_drawn_where_they_belong(report, model):
   assert report[f'{model} born']['split_parameters'] > 20
 
 
-@pytest.mark.parametrize('model', MODELS)
+@pytest.mark.parametrize('model', [*MODELS, 'decoder'])
 def test_a_mesh_changes_no_sample(report, model):
   found = report[f'{model} samples']
   assert found['tokens'] == 0
   assert found['logps'] < 1e-5
+
+
+@pytest.mark.parametrize('model', [*MODELS, 'decoder'])
+def test_no_weight_is_gathered_for_each_token(report, model):
+  """Weights that fsdp splits are gathered before the loop."""
+  assert report[f'{model} samples']['loop_axes'] == ['model']
+
+
+def test_split_heads_that_share_a_key_head_stay_apart(report):
+  """Two samples a prompt: no query is gathered to be matched with its keys."""
+  assert report['shared key head']['context'] < 1e-6
+  assert report['shared key head']['collectives'] == []
 
 
 @pytest.mark.parametrize('optimizer', [name for name, _ in UPDATES])

@@ -118,6 +118,56 @@ def test_traffic_is_what_goes_to_main_memory(program):
   assert program.hbm_bytes == 24 * (product + update + counter) + before
 
 
+# Fusions within fusions: a product takes its kernel out of a stack of three,
+# writes its result into a row of a buffer, and adds what is handed on whole.
+NESTED = """\
+%take (s: f32[3,16,32]) -> f32[16,32] {
+  %s = f32[3,16,32] parameter(0)
+  %one = f32[1,16,32] slice(%s), slice={[1:2], [0:16], [0:32]}
+  ROOT %view = f32[16,32] bitcast(%one)
+}
+
+%hand (h: f32[256]) -> f32[8,32] {
+  %h = f32[256] parameter(0)
+  ROOT %as = f32[8,32] bitcast(%h)
+}
+
+%put (buffer: f32[5,8,32], row: f32[1,8,32]) -> f32[5,8,32] {
+  %buffer = f32[5,8,32] parameter(0)
+  %row = f32[1,8,32] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %dus = f32[5,8,32] dynamic-update-slice(%buffer, %row, %zero, %zero, %zero)
+}
+
+%product (a: f32[8,16], stack: f32[3,16,32], kept: f32[5,8,32], flat: f32[256]) -> f32[5,8,32] {
+  %a = f32[8,16] parameter(0)
+  %stack = f32[3,16,32] parameter(1)
+  %kept = f32[5,8,32] parameter(2)
+  %flat = f32[256] parameter(3)
+  %kernel = f32[16,32] fusion(%stack), kind=kLoop, calls=%take
+  %more = f32[8,32] fusion(%flat), kind=kLoop, calls=%hand
+  %dot = f32[8,32] dot(%a, %kernel), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %sum = f32[8,32] add(%dot, %more)
+  %row = f32[1,8,32] bitcast(%sum)
+  ROOT %next = f32[5,8,32] fusion(%kept, %row), kind=kLoop, calls=%put
+}
+
+ENTRY %main (a: f32[8,16], stack: f32[3,16,32], kept: f32[5,8,32], flat: f32[256]) -> f32[5,8,32] {
+  %a = f32[8,16] parameter(0)
+  %stack = f32[3,16,32] parameter(1)
+  %kept = f32[5,8,32] parameter(2)
+  %flat = f32[256] parameter(3)
+  ROOT %result = f32[5,8,32] fusion(%a, %stack, %kept, %flat), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_traffic_of_fusions_within_fusions():
+  # One of the three kernels is read and one row of the five written.
+  expected = 4 * (8 * 16 + 16 * 32 + 256 + 8 * 32)
+  assert read_program(NESTED).hbm_bytes == expected
+
+
 @pytest.mark.parametrize(
   'text, multiply_adds',
   [

@@ -149,6 +149,30 @@ def test_a_plan_on_paper_counts_by_hand():
   assert found.flops == found.paper_flops
 
 
+def test_drawing_tokens_on_paper_counts_by_hand():
+  pod = get_topology('v5e:2x2')
+  mesh = make_mesh('fsdp=2,model=2', devices=pod.devices)
+  steps = planned_steps.reinforce_steps(
+    PLAN, mesh, training=training(), batch_size=4, num_samples=2
+  )
+  _, found = pod_reports.paper_reports(steps[0], pod, mesh, LM)
+  rows = {(row['kind'], row['axes']): row for row in found.collectives}
+  # Two decoder layers: eight maps of attention, three of the feed-forward; the
+  # embeddings and the output.
+  weights = 2 * (8 * 256 * 256 + 3 * 256 * 512) + 2 * 1024 * 256
+  # Gathered once for all 32 tokens, float32, half of it on each model shard.
+  assert rows['all-gather', 'fsdp']['bytes'] == 4 * weights / 2
+  # Of two layers, keys and values of 4 heads of width 64 at 8 rows of 32 and
+  # 4 prompts of 48 positions, over four chips.
+  cache = 2 * 2 * 4 * 64 * (8 * 32 + 4 * 48) * 4 / 4
+  held = found.memory['temporaries'] - 4 * weights / 2 - cache
+  # What is left are a layer's arrays, which decoding has too.
+  assert 0 < held < cache
+  # Each token reads both.
+  read = 32 * (4 * weights / 2 + cache) / chip_named('v5e').hbm_bandwidth
+  assert read < found.secs['memory'] < 1.5 * read
+
+
 @pytest.mark.parametrize(
   'mesh, message',
   [
