@@ -6,8 +6,9 @@ r"""Speed and memory of p4lm beside the best libraries, in one run.
 
 wals       seconds of an epoch of weighted ALS, 128 factors: p4lm (exact),
            irspack (exact), implicit (three steps of conjugate gradients)
-reading    a MovieLens directory into p4lm's tables, splits and checks; beside
-           it pyarrow parsing the same file and doing nothing with it
+reading    releases of MovieLens, Amazon Reviews 2018 and REGEN into p4lm's
+           tables, splits and checks; beside it pyarrow parsing the ratings of
+           the first and doing nothing with them
 top_items  the best 20 of 376,000 items for 1,000 users: p4lm and faiss
 training   a step of T5 1.1 small and of a tiny T5, batch of 8 x (256 in, 64
            out), AdamW: p4lm and transformers on PyTorch; tokens are all of the
@@ -19,7 +20,9 @@ rl         an iteration of GRPO on a tiny Llama, 8 prompts x 8 responses of 64
 
 Contenders run one after the other in processes of their own, in turn, on the
 same cores and on the same generated data (in OUTPUT/data, kept for the next
-time; --size=small is for a trial). CPU seconds are those of all threads;
+time; --size=small is for a trial). p4lm's memory is in huge pages where its
+jobs' is (p4lm/huge_pages.py); GLIBC_TUNABLES=glibc.malloc.hugetlb=1 gives them
+to every contender, and =0 to none. CPU seconds are those of all threads;
 medians over the repeats, with the least and the most; a rate is of the wall
 seconds. A library that is not installed is left out with a note:
 pip install 'p4lm[bench]'. Writes OUTPUT/bench.json and bench.md.
@@ -32,6 +35,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -50,7 +54,7 @@ LIBRARIES = {
 # The sizes that each benchmark is run at, unless --size says otherwise.
 SIZES = {
   'wals': ('1m', '10m'),
-  'reading': ('25m',),
+  'reading': ('25m', '25m_amazon', '25m_regen'),
   'top_items': ('376k',),
   'training': ('t5_small', 't5_tiny'),
   'sampling': (
@@ -123,11 +127,9 @@ def _options(arguments) -> argparse.Namespace:
 def _compare(benchmark, size, output, options) -> tuple[list[dict], int]:
   """Rows of one benchmark, one a library, and how many libraries failed."""
   data = output / 'data' / size
-  if benchmark in FROM_RATINGS and not (data / 'movies.csv').exists():
+  if benchmark in FROM_RATINGS and not data.exists():
     print(f'{benchmark} {size}: generating {data}', flush=True)
-    # In a process of its own: a child begins with its parent's peak memory.
-    generate = [sys.executable, str(CONTENDERS / 'ratings.py'), str(data), size]
-    subprocess.run(generate, check=True)
+    _generate(data, size)
   measured: dict[str, list[dict]] = {}
   missing, failed = [], []
   for repeat in range(options.repeats):
@@ -153,6 +155,17 @@ def _compare(benchmark, size, output, options) -> tuple[list[dict], int]:
     for library, answers in measured.items()
   ]
   return rows, len(failed)
+
+
+def _generate(data: pathlib.Path, size: str) -> None:
+  """Writes the ratings of a size; a directory that is there is whole."""
+  program = 'releases.py' if '_' in size else 'ratings.py'
+  unfinished = data.with_suffix('.unfinished')
+  shutil.rmtree(unfinished, ignore_errors=True)
+  # In a process of its own: a child begins with its parent's peak memory.
+  command = [sys.executable, CONTENDERS / program, unfinished, size]
+  subprocess.run(list(map(str, command)), check=True)
+  unfinished.rename(data)
 
 
 def _row(answers: list[dict]) -> dict:

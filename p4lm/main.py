@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from p4lm import child_process
+from p4lm import child_process, huge_pages
 from p4lm.errors import UserError
 
 JOBS = {
@@ -29,6 +29,9 @@ JOBS = {
   'pipeline': 'all of the above, stage by stage, from one experiment',
   'compile_pod': 'what a training job would take on a TPU pod, without one',
 }
+
+# What runs language models, and is faster with memory in huge pages.
+_WITH_HUGE_PAGES = ('train_lm', 'train_reward', 'train_rl', 'infer')
 
 USAGE = """\
 usage: p4lm JOB [--gin_file=FILE]... [--gin.NAME=VALUE]...
@@ -120,10 +123,16 @@ def _unknown_flag(name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command line (without the program's name); returns the status."""
+  """Runs one command line (without the program's name); returns the status.
+
+  Without `argv` it runs the process's own, which may start the process again
+  (see `huge_pages`).
+  """
   arguments = sys.argv[1:] if argv is None else list(argv)
   try:
     job, wants_help, files, bindings, paths = parse_arguments(arguments)
+    if argv is None and job in _WITH_HUGE_PAGES and not wants_help:
+      huge_pages.restart()
     if job is None:
       print(usage())
       if wants_help:

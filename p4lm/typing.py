@@ -4,7 +4,8 @@
   S  soft tokens      N  CF vectors        D  model width
   E  CF width         V  vocabulary        G  samples a prompt
   U  users            I  items             C  candidates
-  K  critics, minibatches
+  K  critics, minibatches, heads
+  Z  latent width
 
 Annotations are checked at run time by jaxtyping when the tests run.
 """

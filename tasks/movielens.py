@@ -23,9 +23,8 @@ import pyarrow.compute as pc
 from p4lm.data import prompts, tables
 from p4lm.data.catalogue import Catalogue
 from p4lm.data.judgements import TIE
+from p4lm.data.vocabulary import EXTRA_IDS, PLACEHOLDER, Vocabulary
 
-# Soft tokens enter at <extra_id_0>; T5 has a hundred such sentinels.
-_EXTRA_IDS = 100
 _VALIDATION_PERCENT = 5
 _PREFIX = 'movielens_'
 _LM = (
@@ -37,6 +36,7 @@ _LM = (
   'pitch',
   'pitch_text',
 )
+_IDS = ('user_id', 'item_id')
 _PAIRS = ('appeal', 'personalization')
 _LABELLED = ('nli', 'relevance')
 # The label of a pair whose chosen text won.
@@ -83,8 +83,10 @@ def register(
   """
   import seqio  # Inside: a training job reads the names above without it.
 
+  ours = Vocabulary.load(vocabulary_path)
+  is_t5 = ours.placeholder == PLACEHOLDER
   vocabulary = seqio.SentencePieceVocabulary(
-    vocabulary_path, extra_ids=_EXTRA_IDS
+    vocabulary_path, extra_ids=EXTRA_IDS if is_t5 else 0
   )
   rows = _Rows(data_dir, tokens_per_vector)
   for name in CF_KINDS:
@@ -97,9 +99,11 @@ def register(
         splits=LM_SPLITS if kind in _LM else REWARD_SPLITS,
       ),
       preprocessors=[
+        functools.partial(_with_placeholder, placeholder=ours.placeholder),
         functools.partial(
           seqio.preprocessors.tokenize, copy_pretokenized=False
         ),
+        functools.partial(_begun, bos_id=ours.bos_id),
         seqio.preprocessors.append_eos,
       ],
       output_features={
@@ -112,6 +116,36 @@ def register(
     seqio.MixtureRegistry.add(
       name, list(members), default_rate=functools.partial(_rate, rows)
     )
+
+
+def _with_placeholder(dataset, placeholder: str):
+  """Writes soft tokens as the vocabulary does: Gemma has no sentinels."""
+  if placeholder == PLACEHOLDER:
+    return dataset
+  import tensorflow as tf
+
+  return dataset.map(
+    lambda example: {
+      name: tf.strings.regex_replace(value, PLACEHOLDER, placeholder)
+      if value.dtype == tf.string and name not in _IDS
+      else value
+      for name, value in example.items()
+    }
+  )
+
+
+def _begun(dataset, bos_id: int | None):
+  """Prompts behind the id that begins a text, where there is one."""
+  if bos_id is None:
+    return dataset
+  import tensorflow as tf
+
+  return dataset.map(
+    lambda example: {
+      **example,
+      'inputs': tf.concat([[bos_id], example['inputs']], axis=0),
+    }
+  )
 
 
 def _texts(kind: str) -> tuple[str, ...]:
@@ -131,7 +165,7 @@ def _dataset(rows: _Rows, kind: str, split, shuffle_files, seed=None):
   del shuffle_files, seed  # Training shuffles globally, by index.
   import tensorflow as tf
 
-  dtypes = dict.fromkeys((*_texts(kind), 'user_id', 'item_id'), tf.string)
+  dtypes = dict.fromkeys((*_texts(kind), *_IDS), tf.string)
   if kind in _LABELLED + _PAIRS:
     dtypes['label'] = tf.float32
   examples = rows.of(kind, split)

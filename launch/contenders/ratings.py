@@ -18,7 +18,7 @@ _HALF_STARS = np.arange(1, 11) / 2
 
 
 def write(directory: pathlib.Path, size: str, seed: int = 0) -> None:
-  """Writes ratings.csv and movies.csv, the latter when all is there.
+  """Writes ratings.csv and movies.csv.
 
   Users are log-normal in how much they rate and items follow a power law, as
   in the real releases; pairs are distinct; moments are uniform over ten years.

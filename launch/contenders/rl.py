@@ -48,6 +48,7 @@ def _work(size: str) -> dict:
 def p4lm(size: str, data: str, work: str) -> dict:
   """What train_rl does in an iteration, on prompts in memory."""
   del data
+  language_models.restart_as_job()
   import jax
 
   model, prompts, _, prompt, _ = SHAPES[size]

@@ -34,6 +34,7 @@ def _measured(size: str, step) -> dict:
 def p4lm(size: str, data: str, work: str) -> dict:
   """The compiled update of train_lm, metrics and all, on a batch in memory."""
   del data
+  language_models.restart_as_job()
   import pathlib
 
   import jax

@@ -222,4 +222,6 @@ class _Regen:
 
   def read(self, plots_file) -> RatingData:
     data = regen.read_regen(self._path)
-    return RatingData(data.ratings, data.items, data.dropped)
+    # The tables of a data directory have no place for what users wrote.
+    ratings = data.ratings.drop_columns(['review_title', 'review'])
+    return RatingData(ratings, data.items, data.dropped)

@@ -110,18 +110,28 @@ class PointwiseConverter:
 
 @dataclasses.dataclass(frozen=True)
 class PairConverter:
-  """A reward task with a chosen and a rejected response an example."""
+  """A reward task with a chosen and a rejected response an example.
+
+  Attributes:
+    prompt_length, response_length, eos_id, cf: as above.
+    users: numbers of those users whose pairs are told apart; None for nobody.
+  """
 
   prompt_length: int
   response_length: int
   eos_id: int
   cf: CFFeatures = CFFeatures()
+  users: Mapping[str, int] | None = None
 
   def __call__(self, example, cf_kinds: Sequence[str]) -> Features:
     """prompt_tokens [P], chosen_tokens and rejected_tokens [L], labels.
 
-    The label is 1, or 0.5 for a tie: a float32 [].
+    The label is 1, or 0.5 for a tie: a float32 []. With `users`, also the
+    user's number there, int32 [], -1 for none.
     """
+    user = {}
+    if self.users is not None:
+      user['users'] = np.int32(self.users.get(example.get('user_id', ''), -1))
     chosen, rejected = (
       padded(np.append(example[name], self.eos_id), self.response_length)
       for name in ('targets_chosen', 'targets_rejected')
@@ -131,6 +141,7 @@ class PairConverter:
       'chosen_tokens': chosen,
       'rejected_tokens': rejected,
       'labels': np.float32(example.get('label', 1.0)),
+      **user,
       **self.cf(example, cf_kinds),
     }
 

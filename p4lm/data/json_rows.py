@@ -212,6 +212,11 @@ def storable(text: str) -> str:
   return text.encode('utf-8', 'replace').decode('utf-8')
 
 
+def has_empty(values: pa.Array) -> bool:
+  """Whether a string is empty or white space."""
+  return bool(pc.any(pc.equal(pc.utf8_trim_whitespace(values), '')).as_py())
+
+
 def _parse_lines(where, block: Block, columns) -> pa.Table:
   """A block line by line; defines what a line means."""
   values: dict[str, list] = {name: [] for name in columns}
@@ -237,7 +242,7 @@ def _parse_lines(where, block: Block, columns) -> pa.Table:
 
 def _parse_fast(block: Block, columns, variant: int):
   """(the block by Arrow or None, which types did fit)."""
-  num_rows = _num_objects(block.data)
+  num_rows = num_lines_within(block.data, '{', '}')
   if num_rows is not None:
     variants = range(max(len(_ARROW_TYPES[c.kind]) for c in columns.values()))
     for index in sorted(variants, key=lambda index: index != variant):
@@ -247,22 +252,23 @@ def _parse_fast(block: Block, columns, variant: int):
   return None, variant
 
 
-def _num_objects(data: bytes) -> int | None:
-  """How many lines there are, if each begins with `{` and ends with `}`.
+def num_lines_within(data: bytes, opening: str, closing: str) -> int | None:
+  """How many lines there are, if each begins and ends with these characters.
 
-  Together with as many rows as lines this leaves only whole objects, one a
-  line: behind a `}` no object goes on with `{`. Arrow itself would take two
-  objects on a line or one over several, and dies of a `null` at the start.
+  For `{` and `}`, together with as many rows as lines, this leaves only whole
+  objects, one a line: behind a `}` no object goes on with `{`. Arrow itself
+  would take two objects on a line or one over several, and dies of a `null` at
+  the start.
   """
-  if not data.startswith(b'{'):
+  if not data.startswith(opening.encode()):
     return None
   characters = np.frombuffer(data, np.uint8)
   ends = np.flatnonzero(characters == ord('\n'))
   last = characters[ends - 1]
   before_return = characters[ends - 2]
-  is_closed = last == ord('}')
-  is_closed |= (last == ord('\r')) & (before_return == ord('}'))
-  is_opened = characters[ends[:-1] + 1] == ord('{')
+  is_closed = last == ord(closing)
+  is_closed |= (last == ord('\r')) & (before_return == ord(closing))
+  is_opened = characters[ends[:-1] + 1] == ord(opening)
   return len(ends) if is_closed.all() and is_opened.all() else None
 
 
@@ -299,7 +305,7 @@ def _parse_by_arrow(
       return None
     if column.kind is Kind.ID:
       values = values.combine_chunks().dictionary_encode()
-      if _has_empty(values.dictionary):
+      if has_empty(values.dictionary):
         return None
     found[name] = (
       pc.fill_null(values, '') if column.kind in _EMPTY_FOR_NONE else values
@@ -314,10 +320,6 @@ def _first_value(table: pa.Table, column: Column) -> pa.ChunkedArray:
       break
     values = pc.coalesce(values, table[key])
   return values
-
-
-def _has_empty(values: pa.Array) -> bool:
-  return bool(pc.any(pc.equal(pc.utf8_trim_whitespace(values), '')).as_py())
 
 
 def _id(value: object) -> str | None:

@@ -81,6 +81,8 @@ class PreferenceColumns:
       such as those with `chosen` and `rejected`.
     winners: {verdict: 'first', 'second' or 'tie'}.
     group, group_pattern: see `NLIColumns`.
+    user: a key of who judged, whose taste a reward may follow; None leaves it
+      out. A row may lack it.
   """
 
   first: Sequence[str] = ('argument1', 'response1', 'chosen')
@@ -97,6 +99,7 @@ class PreferenceColumns:
   )
   group: str | None = None
   group_pattern: str | None = None
+  user: str | None = None
 
   def __post_init__(self):
     wrong = set(self.winners.values()) - {'first', 'second', 'tie'}
@@ -116,6 +119,7 @@ class Judgements:
       a tie in the order of the file).
     labels: 1 entailed, 0 not; of preferences 1, or 0.5 for a tie.
     groups: '' without one.
+    users: who judged, '' where the file does not say.
     dropped: {reason: rows}.
   """
 
@@ -123,6 +127,7 @@ class Judgements:
   second: list[str]
   labels: list[float]
   groups: list[str]
+  users: list[str]
   dropped: Mapping[str, int]
 
 
@@ -132,6 +137,7 @@ class _Row:
   second: str
   verdict: str
   group: str
+  user: str
 
 
 class JudgementFiles:
@@ -236,7 +242,8 @@ def read_preferences(
     elif row.first == row.second:
       dropped['a text against itself'] += 1
     elif verdict == 'second':
-      kept.append((_Row(row.second, row.first, row.verdict, row.group), 1.0))
+      turned = dataclasses.replace(row, first=row.second, second=row.first)
+      kept.append((turned, 1.0))
     else:
       kept.append((row, TIE if verdict == 'tie' else 1.0))
   return _judgements(files, kept, dropped)
@@ -255,6 +262,9 @@ def _rows(files, keys, columns):
     wanted['verdict'] = Column(Kind.LABEL, tuple(keys[2]))
   if columns.group is not None:
     wanted['group'] = Column(Kind.LABEL, (columns.group,), required=True)
+  user = getattr(columns, 'user', None)
+  if user is not None:
+    wanted['user'] = Column(Kind.LABEL, (user,))
   for rows in files.rows(wanted):
     for index, values in enumerate(rows.table.to_pylist()):
       fail = lambda problem, rows=rows, index=index: rows.fail(index, problem)
@@ -272,6 +282,7 @@ def _rows(files, keys, columns):
         clean_text(values['second']),
         values.get('verdict', '').strip(),
         group,
+        values.get('user', '').strip(),
       )
       yield row, fail
 
@@ -311,5 +322,6 @@ def _judgements(files, kept, dropped) -> Judgements:
     second=[row.second for row in rows],
     labels=[label for _, label in kept],
     groups=[row.group for row in rows],
+    users=[row.user for row in rows],
     dropped={reason: count for reason, count in dropped.items() if count},
   )

@@ -29,6 +29,8 @@ Batch = dict[str, np.ndarray]
 # Converted examples are kept when all of them fit: small data sets are read
 # many times.
 _KEEP_BYTES = 512 * 1024 * 1024
+# Records that are read at a time where a split is read through.
+_READ_ROWS = 4096
 # Batches made ahead of the training step, so that it never waits for one.
 _AHEAD = 4
 
@@ -101,6 +103,16 @@ class Examples:
   def __len__(self) -> int:
     return int(self._starts[-1])
 
+  def values(self, name: str) -> list:
+    """A feature of every cached example, as it was before any conversion."""
+    found = []
+    for source in self._sources:
+      for start in range(0, len(source), _READ_ROWS):
+        rows = range(start, min(start + _READ_ROWS, len(source)))
+        records = source.__getitems__(list(rows))
+        found += [decode_record(record)[name] for record in records]
+    return found
+
   def batch(self, indices: np.ndarray) -> Batch:
     """Features of the examples at int64 [B] `indices`, stacked on axis 0."""
     if self._kept is None:
@@ -154,6 +166,7 @@ def load_batches(
   start_step: int = 0,
   *,
   shuffle: bool = True,
+  order: Sequence[int] | None = None,
   process_index: int | None = None,
   process_count: int | None = None,
 ) -> Iterator[Batch]:
@@ -168,6 +181,8 @@ def load_batches(
     seed: of the shuffles.
     start_step: the first batch is that of this step.
     shuffle: False for the order of the cache.
+    order: the example at any position, such as `order.GroupedOrder`, in place
+      of the shuffle.
     process_index, process_count: JAX's by default.
   Yields:
     Feature name -> array [B / process_count, ...].
@@ -183,10 +198,11 @@ def load_batches(
       f'got {batch_size}'
     )
   examples = Examples(cache_dir, tasks, split, converter)
-  order = grain.MapDataset.range(len(examples))
-  if shuffle:
-    order = order.shuffle(seed=seed)
-  order = order.repeat()
+  if order is None:
+    order = grain.MapDataset.range(len(examples))
+    if shuffle:
+      order = order.shuffle(seed=seed)
+    order = order.repeat()
   size = batch_size // count
 
   def batches():

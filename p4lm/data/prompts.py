@@ -137,6 +137,26 @@ def pitch_text_prompt(
   return Prompt(f'likes: {likes} {_item_text(item)} pitch:')
 
 
+def weighted_prompt(prompt: Prompt, parts: Mapping[str, int]) -> Prompt:
+  """The prompt after the weights of what its response is to be good at.
+
+  In front, where no cut at the end reaches them. Each name is said as often as
+  its weight: a model that has not learned to count reads it by how much of its
+  attention falls on the name. (Written as numbers, "nli 2 appeal 1", a small T5
+  had learned nothing of opposed weights when by names it followed them.)
+
+  >>> weighted_prompt(Prompt('pitch:'), {'nli': 2, 'appeal': 1}).text
+  'weights: nli nli appeal pitch:'
+
+  Args:
+    prompt: any.
+    parts: {name: whole number}, in the order in which a model knows them.
+  """
+  words = [clean_text(name) for name, n in parts.items() for _ in range(n)]
+  text = f'weights: {" ".join(words)} {prompt.text}'
+  return dataclasses.replace(prompt, text=text)
+
+
 def nli_prompt(premise: str) -> Prompt:
   """The premise (a plot) that the response must be entailed by."""
   premise = shorten(clean_text(premise), MAX_PLOT_WORDS)

@@ -1,6 +1,6 @@
 """REGEN: histories of users with their reviews and narratives (Sayana et al.).
 
-`regen_events` reads the files; an error names file and line. Of what they hold
+`regen_format` says what files hold; an error names file and line. Of that
 
 - an item without a title in any event (or with a script for one) is left out
   with its events;
@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import html
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +30,14 @@ from p4lm.data import amazon_items, rating_data, split_rules, tables
 from p4lm.data.amazon_release import ENDINGS
 from p4lm.data.archives import DirectorySource, open_source
 from p4lm.data.rating_data import GrowingIds, count, select
-from p4lm.data.regen_events import (
-  NARRATIVES,
-  Event,
-  read_events,
-)
+from p4lm.data.regen_events import read_events
+from p4lm.data.regen_format import NARRATIVES, Events
+from p4lm.data.regen_narratives import Narratives
 from p4lm.errors import UserError
 
 MAX_HISTORY = 50
-_FLUSH = 20_000
-_NARRATIVE = ('user_id', 'item_id', 'kind', 'text')
+_TAKEN_ROWS = 1 << 20
+_MAX_TEXT_BYTES = 1 << 31  # of a string column's piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +50,14 @@ class RegenData:
       each in order of time.
     items: the `items` schema with brand, price and average_rating (null); the
       title is the first that an event has.
-    narratives: user_id, item_id, kind (its key), text; item_id is '' for what
-      is said of the whole user or stands in several events of the user.
+    narratives: user_id, item_id (dictionary columns), kind (its key), text (a
+      large string); item_id is '' for what is said of the whole user or stands
+      in several events of the user. They come in the order of the first events
+      that have them in the file, what stands in an event before what is beside
+      its history, and then in that of the kinds.
     splits: user_id, split of each user of `ratings`.
     dropped: {reason: events}.
-    unknown_keys: {key: objects that have it}, which nobody read.
+    unknown_keys: {key: objects that have a value for it}, which nobody read.
   """
 
   ratings: pa.Table
@@ -92,11 +92,7 @@ def read_regen(
   path = Path(path)
   if not path.is_file():
     raise UserError(f'{path} does not exist; give a file of histories')
-  unknown_keys: collections.Counter[str] = collections.Counter()
-  source, events = DirectorySource(path.parent), _Events()
-  for event in read_events(source, path.name, narratives, unknown_keys):
-    events.add(event)
-  columns = events.finish()
+  columns = _read_columns(path, narratives)
   dropped: dict[str, int] = {}
   rows = _kept_rows(columns, max_history, dropped)
   if not len(rows):
@@ -110,12 +106,12 @@ def read_regen(
     items=amazon_items.item_table(
       [columns.records[id_] for id_ in columns.records if id_ in rated]
     ),
-    narratives=_narrative_table(events.narratives, columns, rows),
+    narratives=columns.narratives.table(columns.users, columns.items, rows),
     splits=pa.table(
       {'user_id': users, 'split': [tables.SPLITS[code] for code in codes]}
     ),
     dropped=dropped,
-    unknown_keys=dict(sorted(unknown_keys.items())),
+    unknown_keys=dict(sorted(columns.unknown_keys.items())),
   )
 
 
@@ -138,65 +134,6 @@ def find_file(data_dir: str | os.PathLike) -> Path:
   return path / found[0]
 
 
-class _Events:
-  """Columns of events that grow; reviews are in Arrow, not in Python.
-
-  Attributes:
-    narratives: {(user, kind, text): rows where it stands, None beside the
-      history}.
-  """
-
-  def __init__(self):
-    self._users, self._items = GrowingIds(), GrowingIds()
-    self._pending: list[Event] = []
-    self._pieces: list[pa.Table] = []
-    self._records: dict[str, dict] = {}
-    self._size = 0
-    self.narratives: dict[tuple[str, str, str], list[int | None]] = {}
-
-  def add(self, event: Event) -> None:
-    for texts, row in (
-      (event.narratives, self._size),
-      (event.about_user, None),
-    ):
-      for kind, text in texts.items():
-        self.narratives.setdefault((event.user, kind, text), []).append(row)
-    title = amazon_items.clean_title(event.title)
-    known = self._records.get(event.item)
-    if known is None or (title and not known['title']):
-      self._records[event.item] = _item_record(event, title or '')
-    self._size += 1
-    self._pending.append(event)
-    if len(self._pending) == _FLUSH:
-      self._flush()
-
-  def finish(self) -> _Columns:
-    self._flush()
-    table = pa.concat_tables(self._pieces)
-    return _Columns(
-      users=self._users.encoded(),
-      items=self._items.encoded(),
-      ratings=table['rating'].to_numpy(),
-      times=table['time'].to_numpy(),
-      reviews=table.select(['review_title', 'review']),
-      records=self._records,
-    )
-
-  def _flush(self) -> None:
-    events, self._pending = self._pending, []
-    self._users.add(_strings(event.user for event in events))
-    self._items.add(_strings(event.item for event in events))
-    columns = {
-      'rating': pa.array([event.rating for event in events], pa.float32()),
-      'time': pa.array([event.time for event in events], pa.int64()),
-    }
-    for name in ('review_title', 'review'):
-      columns[name] = _strings(
-        html.unescape(getattr(event, name)) for event in events
-      )
-    self._pieces.append(pa.table(columns))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Columns:
   """M events in the file's order.
@@ -205,8 +142,10 @@ class _Columns:
     users, items: ids and codes [M].
     ratings: float32 [M].
     times: int64 [M], milliseconds.
-    reviews: review_title, review.
+    reviews: table [M], review_title and review.
     records: {item: its record for `amazon_items.item_table`}.
+    narratives: of the events.
+    unknown_keys: {key: objects that have it}, which nobody reads.
   """
 
   users: tables.EncodedIds
@@ -214,24 +153,87 @@ class _Columns:
   ratings: np.ndarray
   times: np.ndarray
   reviews: pa.Table
-  records: dict[str, dict]
+  records: Mapping[str, dict]
+  narratives: Narratives
+  unknown_keys: Mapping[str, int]
 
 
-def _strings(values: Iterable[str]) -> pa.ChunkedArray:
-  return pa.chunked_array([pa.array(list(values), pa.string())])
+def _read_columns(path: Path, narratives: Sequence[str]) -> _Columns:
+  users, items, described = GrowingIds(), GrowingIds(), _ItemRecords()
+  ratings, times, reviews = [], [], []
+  told, size = Narratives(narratives), 0
+  unknown_keys: collections.Counter[str] = collections.Counter()
+  source = DirectorySource(path.parent)
+  for events in read_events(source, path.name, narratives):
+    users.add(pa.chunked_array([events.users]))
+    items.add(pa.chunked_array([events.items]))
+    described.add(events)
+    ratings.append(events.ratings)
+    times.append(events.times)
+    reviews.append(events.reviews)
+    for narrative in events.narratives:
+      told.add(narrative, size)
+    size += len(events.ratings)
+    unknown_keys += events.unknown_keys
+  return _Columns(
+    users=users.encoded(),
+    items=items.encoded(),
+    ratings=np.concatenate(ratings),
+    times=np.concatenate(times),
+    reviews=pa.concat_tables(reviews),
+    records=described.records,
+    narratives=told,
+    unknown_keys=unknown_keys,
+  )
 
 
-def _item_record(event: Event, title: str) -> dict:
+class _ItemRecords:
+  """What events say of their items: the first one, or the first with a title.
+
+  Attributes:
+    records: {item: record}, in order of first appearance.
+  """
+
+  def __init__(self):
+    self.records: dict[str, dict] = {}
+    self._titled: set[str] = set()
+
+  def add(self, events: Events) -> None:
+    ids = events.items.dictionary.to_pylist()
+    if self._titled.issuperset(ids):
+      return
+    is_open = np.array([id_ not in self._titled for id_ in ids], bool)
+    codes = events.items.indices.to_numpy()
+    rows = np.flatnonzero(is_open[codes])
+    # One of the events that say the same title of an item is enough.
+    titles = events.described['title'].take(pa.array(rows))
+    titles = tables.encode_ids(titles)
+    keys = codes[rows].astype(np.int64) * len(titles.ids) + titles.codes
+    rows = rows[np.sort(np.unique(keys, return_index=True)[1])]
+    described = events.described.take(pa.array(rows)).to_pylist()
+    for row, record in zip(rows, described, strict=True):
+      self._add(ids[codes[row]], record)
+
+  def _add(self, item: str, described: Mapping) -> None:
+    title = amazon_items.clean_title(described['title']) or ''
+    known = self.records.get(item)
+    if known is None or (title and not known['title']):
+      self.records[item] = _item_record(item, title, described)
+      if title:
+        self._titled.add(item)
+
+
+def _item_record(item: str, title: str, described: Mapping) -> dict:
   # REGEN writes the path of categories as ' Paper - Labels - Round'.
-  categories = amazon_items.clean_texts(event.categories)
+  categories = amazon_items.clean_texts(described['categories'])
   if len(categories) == 1:
     categories = categories[0].split(' - ')
   return {
-    'item_id': event.item,
+    'item_id': item,
     'title': title,
     'genres': categories,
-    'brand': amazon_items.clean_text(event.brand),
-    'price': amazon_items.parse_price(event.price),
+    'brand': amazon_items.clean_text(described['brand']),
+    'price': amazon_items.parse_price(described['price']),
   }
 
 
@@ -268,26 +270,29 @@ def _rating_table(columns: _Columns, rows: np.ndarray) -> pa.Table:
     columns.ratings[rows],
     columns.times[rows] // 1000,
   )
-  chosen = columns.reviews.take(pa.array(rows, pa.int64()))
+  chosen = _take(columns.reviews, rows)
   for name in chosen.column_names:
     table = table.append_column(name, chosen[name])
   return table
 
 
-def _narrative_table(narratives, columns: _Columns, rows) -> pa.Table:
-  kept = set(rows.tolist())
-  users = set(columns.users.codes[rows].tolist())
-  ids = {columns.users.ids[code] for code in users}
-  records = []
-  for (user, kind, text), places in narratives.items():
-    places = [place for place in places if place is None or place in kept]
-    if not places or user not in ids:
-      continue
-    is_of_user = None in places or len(places) > 1
-    item = (
-      '' if is_of_user else columns.items.ids[columns.items.codes[places[0]]]
-    )
-    records.append(dict(zip(_NARRATIVE, (user, item, kind, text))))
-  return pa.Table.from_pylist(
-    records, schema=pa.schema([(name, pa.string()) for name in _NARRATIVE])
-  )
+def _take(texts: pa.Table, rows: np.ndarray) -> pa.Table:
+  """Some rows, in their order.
+
+  Arrow makes one piece of all that it takes from, which may be more text than
+  fits; so it takes from the part of the file where some users are.
+  """
+  pieces = []
+  for start in range(0, len(rows), _TAKEN_ROWS):
+    some = rows[start : start + _TAKEN_ROWS]
+    low, high = some.min(), some.max() + 1
+    part = texts.slice(low, high - low)
+    if part.nbytes > _MAX_TEXT_BYTES:
+      part = part.cast(_schema_of(part, pa.large_string()))
+    taken = part.take(pa.array(some - low))
+    pieces.append(taken.cast(texts.schema))
+  return pa.concat_tables(pieces)
+
+
+def _schema_of(texts: pa.Table, type_: pa.DataType) -> pa.Schema:
+  return pa.schema([(name, type_) for name in texts.column_names])

@@ -1,278 +1,106 @@
-"""Events of users in REGEN's files and in files like them.
+"""Reads the events of REGEN's files; see `regen_format` for what these hold.
 
-A file holds one user a line: an object with the user's id and a list of events
-(`history`), or the bare list of events, each with the user's id. One JSON
-document that holds such a list, written over many lines, is read too.
+Arrow reads blocks of lines in threads ahead where every line fits its columns;
+any other block is read line by line in Python. What is read does not depend on
+how it was read.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import datetime
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import html
+from collections.abc import Iterator, Sequence
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from p4lm.data import ahead, regen_lines
 from p4lm.data.archives import FileSource
-from p4lm.data.byte_blocks import read_blocks
-from p4lm.data.json_rows import Column, Kind, convert, parse_value
+from p4lm.data.byte_blocks import Block, read_blocks
+from p4lm.data.regen_arrow import ArrowReader
+from p4lm.data.regen_format import Events
 from p4lm.errors import UserError
 
-# Of these only `long_summary` was seen in the files; the other names follow
-# the paper's headings.
-NARRATIVES = (
-  'long_summary',
-  'short_summary',
-  'purchase_reason',
-  'purchase_reason_explanation',
-  'product_endorsement',
-  'user_profile',
-  'critique',
-)
-RATING_RANGE = (1.0, 5.0)
-_LAST_MILLISECOND = 4_102_444_800_000  # 2100; more is another unit
 _DOCUMENT_BYTES = 1 << 30
-_HISTORIES = ('history', 'events', 'items', 'purchases')
-# The event that a file holds back: it comes after the history.
-_HELD_OUT = 'heldout'
-_USER = Column(Kind.ID, ('user_id', 'reviewer_id', 'reviewerID'), True)
-_COLUMNS = {
-  'item': Column(Kind.ID, ('parent_asin', 'asin', 'item_id'), True),
-  'rating': Column(Kind.NUMBER, ('rating', 'overall'), True),
-  'title': Column(Kind.TEXT, ('title',)),
-  'categories': Column(Kind.TEXTS, ('category', 'categories', 'main_category')),
-  'price': Column(Kind.PRICE, ('price',)),
-  'brand': Column(Kind.TEXT, ('brand', 'store')),
-  'review_title': Column(Kind.TEXT, ('review_title', 'summary')),
-  'review': Column(Kind.TEXT, ('review', 'review_full', 'text')),
-}
-_PRODUCT = 'product'
-_CLOCKS = {'timestamp_ms': 1, 'timestamp': 1, 'unixReviewTime': 1000}
-_DATE = 'purchase_date'
-_DATES = (
-  re.compile(r'(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>\d{4})'),
-  re.compile(r'(?P<year>\d{4})-(?P<month>\d{1,2})-(?P<day>\d{1,2})'),
-)
-_EVENT_KEYS = {key for column in _COLUMNS.values() for key in column.keys}
-_EVENT_KEYS |= {*_USER.keys, *_CLOCKS, _DATE, _PRODUCT}
-_USER_KEYS = {*_USER.keys, *_HISTORIES, _HELD_OUT}
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-  """A user bought and rated an item.
-
-  Attributes:
-    user, item: ids.
-    rating: in [1, 5].
-    time: milliseconds since 1970; a date is its midnight in UTC.
-    title, categories, price, brand: of the item, as the file has them.
-    review_title, review: what the user wrote, '' for nothing.
-    narratives: {key: text} that stands in the event.
-    about_user: {key: text} that stands beside the history.
-  """
-
-  user: str
-  item: str
-  rating: float
-  time: int
-  title: str
-  categories: list[str] | None
-  price: str | float | None
-  brand: str
-  review_title: str
-  review: str
-  narratives: Mapping[str, str]
-  about_user: Mapping[str, str]
 
 
 def read_events(
-  source: FileSource,
-  name: str,
-  narratives: Sequence[str],
-  unknown_keys: collections.Counter[str],
-) -> Iterator[Event]:
-  """The events of a file in its order.
+  source: FileSource, name: str, narratives: Sequence[str]
+) -> Iterator[Events]:
+  """The events of a file in its order; HTML entities of reviews are decoded.
 
   Args:
     source: directory or archive.
     name: file within it, plain or gzip.
     narratives: keys whose strings are narratives.
-    unknown_keys: counts the objects that have a key nobody reads.
   Raises:
     UserError: bad input; names the file and the line (of a document: the
-      entry).
+      file).
   """
+  where = source.describe(name)
+  reader = ArrowReader(narratives)
+
+  def read(block: Block | _Document) -> Events:
+    if isinstance(block, _Document):
+      events = regen_lines.read_document(where, block.data, narratives)
+    else:
+      events = reader.read(block.data)
+    if events is None:
+      events = regen_lines.read_lines(where, block, narratives)
+    return dataclasses.replace(events, reviews=_unescaped(events.reviews))
+
   is_empty = True
-  event_keys = _EVENT_KEYS | set(narratives)
-  user_keys = _USER_KEYS | set(narratives)
-  for where, value in _values(source, name):
-    for user in _users(where, value):
-      about_user = _texts(where, user, narratives)
-      unknown_keys.update(user.keys() - user_keys)
-      for record in _history(where, user):
-        is_empty = False
-        record = _with_product(where, record)
-        unknown_keys.update(record.keys() - event_keys)
-        yield Event(
-          user=convert(where, _USER, {**user, **record}),
-          time=_time(where, record),
-          narratives=_texts(where, record, narratives),
-          about_user=about_user,
-          **_values_of(where, record),
-        )
+  for events in ahead.in_order(_blocks(source, name), read):
+    is_empty = is_empty and not len(events.ratings)
+    yield events
   if is_empty:
     raise UserError(
-      f'{source.describe(name)} holds no events; each line must be JSON like '
+      f'{where} holds no events; each line must be JSON like '
       '{"user_id": "A", "history": [{"asin": "B", "rating": 5, ...}]}'
     )
 
 
-def _values(source: FileSource, name: str) -> Iterator[tuple[str, object]]:
-  """(place for messages, JSON value) of each line, or of the document."""
-  where = source.describe(name)
-  document, is_first = None, True
-  for block in read_blocks(source, name):
-    if document is not None:
-      document += block.data
-      if len(document) > _DOCUMENT_BYTES:
-        raise UserError(
-          f'{where} is one JSON document of more than '
-          f'{_DOCUMENT_BYTES >> 30} GiB; save it as JSON lines, one user a line'
-        )
-      continue
-    last = block.first_line + block.data.count(b'\n') - 1
-    for number, line in block.lines():
-      if is_first and line.strip() in (b'[', b'{'):
-        # Nobody breaks a line there but who indents.
-        document = bytearray(b'\n' * (block.first_line - 1) + block.data)
-        break
-      is_first = False
-      is_cut = block.is_unended and number == last
-      here = f'{where}, line {number}'
-      yield here, parse_value(here, line, is_cut=is_cut)
-  if document is not None:
-    yield where, _parse_document(where, bytes(document))
+@dataclasses.dataclass(frozen=True)
+class _Document:
+  """A file that is one JSON value over many lines."""
+
+  data: bytes
 
 
-def _parse_document(where: str, data: bytes) -> object:
-  try:
-    return json.loads(data.decode('utf-8'))
-  except UnicodeDecodeError as error:
-    line = data.count(b'\n', 0, error.start) + 1
-    raise UserError(
-      f'{where}, line {line}: the text is not utf-8 '
-      f'(byte {data[error.start]:#04x}); save the file as utf-8'
-    ) from error
-  except json.JSONDecodeError as error:
-    raise UserError(
-      f'{where}, line {error.lineno} is no JSON ({error.msg}); mend it, or get '
-      'the file again'
-    ) from error
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'{where} is no JSON ({error}); mend it') from error
-
-
-def _users(where: str, value: object) -> Iterator[Mapping]:
-  """The users of a value; bare events are one user's who has nothing else."""
-  if isinstance(value, dict) and _is_event(value):
-    raise UserError(
-      f'{where}: this is one event and no user; give one user a line, with all '
-      'events in a list'
-    )
-  entries = [value] if isinstance(value, dict) else value
-  if not isinstance(entries, list) or not all(
-    isinstance(entry, dict) for entry in entries
-  ):
-    raise UserError(
-      f'{where}: expected a user (a JSON object) or a list of events; mend or '
-      'remove the line'
-    )
-  if entries and all(_is_event(entry) for entry in entries):
-    yield {_HISTORIES[0]: entries}
+def _blocks(source: FileSource, name: str) -> Iterator[Block | _Document]:
+  blocks = read_blocks(source, name)
+  first = next((block for block in blocks if not block.data.isspace()), None)
+  if first is None:
+    return
+  start = first.data.lstrip().partition(b'\n')[0].strip()
+  if start in (b'[', b'{'):
+    # Nobody breaks a line there but who indents.
+    yield _document(source.describe(name), first, blocks)
   else:
-    yield from entries
+    yield first
+    yield from blocks
 
 
-def _is_event(entry: Mapping) -> bool:
-  return not any(isinstance(entry.get(key), list) for key in _HISTORIES)
-
-
-def _history(where: str, user: Mapping) -> list[Mapping]:
-  key = next((key for key in _HISTORIES if key in user), None)
-  if key is None:
-    raise UserError(
-      f'{where}: key {_HISTORIES[0]!r} is missing; found '
-      f'{", ".join(user) or "none"}; mend or remove the line'
-    )
-  events = list(user[key])
-  if user.get(_HELD_OUT) is not None:
-    events.append(user[_HELD_OUT])
-  for event in events:
-    if not isinstance(event, dict):
+def _document(where: str, first: Block, more: Iterator[Block]) -> _Document:
+  data = bytearray(b'\n' * (first.first_line - 1) + first.data)
+  for block in more:
+    data += block.data
+    if len(data) > _DOCUMENT_BYTES:
       raise UserError(
-        f'{where}: an event must be a JSON object, got {event!r:.60}; mend or '
-        'remove it'
+        f'{where} is one JSON document of more than {_DOCUMENT_BYTES >> 30} '
+        'GiB; save it as JSON lines, one user a line'
       )
-  return events
+  return _Document(bytes(data))
 
 
-def _with_product(where: str, event: Mapping) -> Mapping:
-  """The event with what its `product` says; its own keys come first."""
-  product = event.get(_PRODUCT)
-  if product is None:
-    return event
-  if not isinstance(product, dict):
-    raise UserError(
-      f'{where}: {_PRODUCT} must be a JSON object, got {product!r:.60}; '
-      'mend or remove it'
-    )
-  return {**product, **event}
-
-
-def _texts(where, record: Mapping, keys: Sequence[str]) -> dict[str, str]:
-  columns = {key: Column(Kind.TEXT, (key,)) for key in keys if key in record}
-  texts = {key: convert(where, c, record) for key, c in columns.items()}
-  return {key: text for key, text in texts.items() if text.strip()}
-
-
-def _values_of(where: str, record: Mapping) -> dict[str, object]:
-  values = {
-    field: convert(where, column, record) for field, column in _COLUMNS.items()
-  }
-  low, high = RATING_RANGE
-  if not low <= values['rating'] <= high:
-    raise UserError(
-      f'{where}: rating {values["rating"]:g} is outside [{low:g}, {high:g}]; '
-      'mend or remove the event'
-    )
-  return values
-
-
-def _time(where: str, event: Mapping) -> int:
-  """Milliseconds since 1970."""
-  key = next((k for k in _CLOCKS if event.get(k) is not None), None)
-  if key is not None:
-    ticks = convert(where, Column(Kind.INTEGER, (key,), True), event)
-    time = ticks * _CLOCKS[key]
-    if not 0 <= time < _LAST_MILLISECOND:
-      raise UserError(
-        f'{where}: {key} {ticks} is not between 1970 and 2100; mend or remove '
-        'the event'
-      )
-    return time
-  column = Column(Kind.TEXT, (_DATE,), True)
-  text = convert(where, column, event).strip()
-  for pattern in _DATES:
-    if match := pattern.fullmatch(text):
-      numbers = {name: int(part) for name, part in match.groupdict().items()}
-      try:
-        date = datetime.datetime(**numbers, tzinfo=datetime.UTC)
-      except ValueError:
-        break
-      return int(date.timestamp()) * 1000
-  raise UserError(
-    f'{where}: {_DATE} must be a date like 07/22/2014, got {text!r:.40}; '
-    'mend or remove the event'
-  )
+def _unescaped(texts: pa.Table) -> pa.Table:
+  for index, name in enumerate(texts.column_names):
+    column = texts[name].combine_chunks()
+    has_entity = pc.match_substring(column, '&')
+    rows = np.flatnonzero(has_entity.to_numpy(zero_copy_only=False))
+    if len(rows):
+      found = [html.unescape(text) for text in column.take(rows).to_pylist()]
+      column = pc.replace_with_mask(column, has_entity, pa.array(found))
+      texts = texts.set_column(index, name, column)
+  return texts

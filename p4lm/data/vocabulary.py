@@ -27,7 +27,8 @@ EOS_ID = 1
 UNK_ID = 2
 # Padding, end of sequence, begin of sequence, unknown.
 _GEMMA_IDS = (0, 1, 2, 3)
-_PLACEHOLDER, _GEMMA_PLACEHOLDER = '<extra_id_0>', '<unused0>'
+PLACEHOLDER = '<extra_id_0>'
+_GEMMA_PLACEHOLDER = '<unused0>'
 
 # Any ASCII text can be encoded even if the corpus lacks some character.
 _REQUIRED_CHARACTERS = ''.join(chr(c) for c in range(33, 127))
@@ -50,7 +51,8 @@ class Vocabulary:
     size: number of ids, sentinels included.
     unk_id: unknown.
     bos_id: begins a prompt, or None.
-    soft_token_id: id of `<extra_id_0>`; None where the file has no room for it.
+    placeholder: the piece that `<extra_id_0>` in a text becomes.
+    soft_token_id: its id; None where the file has no room for it.
     contents: of the model file.
     sha256: its hash, for manifests and checkpoints.
   """
@@ -66,15 +68,15 @@ class Vocabulary:
     self.sha256 = hashlib.sha256(model).hexdigest()
     _check_whole(model, self.path)
     self._processor = _load_processor(model + _sentinel_pieces(), self.path)
-    self.unk_id, self.bos_id, self._placeholder = UNK_ID, None, _PLACEHOLDER
+    self.unk_id, self.bos_id, self.placeholder = UNK_ID, None, PLACEHOLDER
     if _special_ids(self._processor) == _GEMMA_IDS:
       self._processor = _load_processor(model, self.path)
       self.bos_id, self.unk_id = _GEMMA_IDS[2:]
-      self._placeholder = _GEMMA_PLACEHOLDER
+      self.placeholder = _GEMMA_PLACEHOLDER
     else:
       _check_special_ids(self._processor, self.path)
     self.size = self._processor.get_piece_size()
-    soft = self._processor.piece_to_id(self._placeholder)
+    soft = self._processor.piece_to_id(self.placeholder)
     if self.bos_id is None:
       soft = self.size - 1
     self.soft_token_id = None if soft == self.unk_id else soft
@@ -187,7 +189,7 @@ class Vocabulary:
     return [self.decode(row) for row in rows]
 
   def _written(self, text: str) -> str:
-    return text.replace(_PLACEHOLDER, self._placeholder)
+    return text.replace(PLACEHOLDER, self.placeholder)
 
   def _readable(self, ids: Iterable[int]) -> list[int]:
     kept = []

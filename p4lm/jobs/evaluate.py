@@ -35,9 +35,11 @@ from p4lm.evaluation.text import text_statistics
 from p4lm.evaluation.user_match import HeldOutJudge, UserMatch, user_match
 from p4lm.partitioning.mesh import make_mesh
 from p4lm.rewards.terms import RewardRequest, RewardTerm, evaluate_term
+from p4lm.runs.conditioning import check_weights
 from p4lm.runs.policy_curves import policy_sections
 from p4lm.runs.pooled_evaluation import comparing_sections, pooled_report
 from p4lm.runs.ranking_report import RankingConfig, ranking_report
+from p4lm.runs.reward_sources import check_reward_sources
 from p4lm.runs.reward_terms import load_reward_terms
 from p4lm.runs.system_texts import SHUFFLED, system_texts
 from p4lm.training.metric_writers import MetricWriter
@@ -90,6 +92,7 @@ def evaluate(
   ranking: RankingConfig | None = None,
   evaluations: Mapping[str, str] | None = None,
   runs: Mapping[str, str] | None = None,
+  weights: Mapping[str, Mapping[str, float]] | None = None,
   contrasts: Sequence[tuple[str, str]] = (),
   num_pairs: int | None = None,
   temperature: float = 1.0,
@@ -114,6 +117,9 @@ def evaluate(
     evaluations: {name: directory of evaluate}, such as one a seed.
     runs: {name: training directory} whose curves the report shows; of policies
       also what their responses were worth by scores that they never saw.
+    weights: {system: {term: number}} that policies of
+      `runs/train_rl_conditioned.gin` are told. One directory under several
+      names is as many systems.
     contrasts: (first, second) systems to compare in pairs; a name with
       ' (shuffled users)' is that system reading another user's vector. For
       rankers none means the first one against every other row.
@@ -124,9 +130,9 @@ def evaluate(
     batch_size: texts at a time.
     seed: of sampling, of the permutation of users and of the bootstrap.
   Raises:
-    UserError: a directory that holds no model, judges of another vocabulary, a
-      contrast that names no system, rankers of other ratings, or nothing to
-      compare.
+    UserError: a directory that holds no model, judges of another vocabulary or
+      of other CF embeddings, a contrast that names no system, rankers of other
+      ratings, or nothing to compare.
   """
   _check_one_task(systems, rankers, evaluations, judges, data_dir)
   directory = output_directory.claim(output_dir)
@@ -141,6 +147,8 @@ def evaluate(
     )  # fmt: skip
     _publish(report, directory)
     return
+  _check_judges(judges or {}, systems)
+  check_weights(systems, weights or {})
   catalogue = Catalogue.load(data_dir)
   every_pair = _pairs(data_dir)
   every_text = {BASELINE: [pair['writer_text'] for pair in every_pair]}
@@ -153,6 +161,7 @@ def evaluate(
     greedy,
     batch_size,
     seed,
+    weights or {},
   )
   shown = [BASELINE, *systems]
   matches = _user_matches(data_dir, every_pair, every_text, shown, seed)
@@ -199,6 +208,14 @@ def _check_one_task(systems, rankers, evaluations, judges, data_dir) -> None:
     raise UserError('evaluate needs DATA_DIR, the tables of make_data')
 
 
+def _check_judges(judges, systems) -> None:
+  """Before the systems write, which takes long."""
+  missing = sorted(set(CRITERIA.values()) - set(judges))
+  if missing:
+    raise UserError(f'JUDGES lack {", ".join(missing)}')
+  check_reward_sources(judges, systems)
+
+
 def _rank(directory, data_dir, rankers, config, contrasts, seed) -> None:
   """The ranking table of CF embeddings."""
   mesh = make_mesh() if jax.device_count() > 1 else None
@@ -234,9 +251,6 @@ def _subject(pair: dict, catalogue: Catalogue) -> RewardRequest:
 def _learned_scores(judges: Sequence[RewardTerm], subjects, texts: Texts):
   """{system: {criterion: float [M]}}; NaN where a judge has no answer."""
   terms = {term.name: term for term in judges}
-  missing = sorted(set(CRITERIA.values()) - set(terms))
-  if missing:
-    raise UserError(f'JUDGES lack {", ".join(missing)}')
   scores = {}
   for name, written in texts.items():
     requests = [

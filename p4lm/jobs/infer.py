@@ -2,7 +2,8 @@
 
 A request has a `custom_id` and
   generate  a prompt (`prompt`, `prompt_tokens`, or `item_id` and a `user_id` or
-            a `history`: a list of {"item_id", "rating"})
+            a `history`: a list of {"item_id", "rating"}); `weights` of the
+            rewards for a policy that is told them
   score     a prompt and a `response` or `response_tokens`
   reward    `user_id`, `item_id` and a `response`
 A request that cannot be answered gets an `error`; the others go on.
@@ -29,8 +30,9 @@ from p4lm.errors import UserError
 from p4lm.rewards.terms import RewardRequest, evaluate_term
 from p4lm.runs.jsonl import AnswerFile, read_requests
 from p4lm.runs.model_directory import LoadedModel, load_model
+from p4lm.runs.reward_sources import check_reward_sources
 from p4lm.runs.reward_terms import load_reward_terms
-from p4lm.runs.task_prompts import writing_request
+from p4lm.runs.task_prompts import with_weights, writing_request
 from p4lm.writers.checkpoint import CheckpointWriter, WritingRequest
 
 MODES = ('generate', 'score', 'reward')
@@ -46,6 +48,7 @@ def infer(
   rewards: Mapping[str, str] | None = None,
   data_dir: str | None = None,
   task: str | None = None,
+  weights: Mapping[str, float] | None = None,
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
@@ -63,10 +66,14 @@ def infer(
     output_dir: gets `outputs.jsonl`: custom_id, text, tokens, logps (and
       samples, for several a prompt), or rewards by term, or error.
     mode: 'generate', 'score' or 'reward'.
-    checkpoint: model directory for generate and score.
+    checkpoint: model directory for generate and score; for reward, of the
+      policy that wrote the responses, if the rewards are to be checked to be
+      of its tokenizer and CF embeddings.
     rewards: {kind: train_reward directory} for reward.
     data_dir: tables, for requests by user_id and item_id.
     task: the prompts' task; the checkpoint's by default.
+    weights: {term: number} that a policy of `runs/train_rl_conditioned.gin` is
+      told, for requests that have no `weights` of their own.
     temperature, top_k, top_p, greedy: of sampling.
     num_samples: responses a prompt.
     prompt_length, response_length: P and L in tokens; the checkpoint's by
@@ -83,7 +90,7 @@ def infer(
   answers = AnswerFile(directory / 'outputs.jsonl', requests)
   catalogue = Catalogue.load(data_dir) if data_dir is not None else None
   if mode == 'reward':
-    answer = _reward_answers(rewards, catalogue, batch_size)
+    answer = _reward_answers(rewards, checkpoint, catalogue, batch_size)
   else:
     model = load_model(_needed(checkpoint), kind='recommender')
     sampler = SamplerConfig(
@@ -104,7 +111,9 @@ def infer(
       batch_size=batch_size,
       pad_id=model.config.lm.pad_id,
     )
-    prompts = _Prompts(model, catalogue, task)
+    if weights:
+      with_weights(Prompt(''), model, weights)  # Wrong ones end the job here.
+    prompts = _Prompts(model, catalogue, task, weights)
     if mode == 'generate':
       answer = _generated(prompts, writer, sampler, jax.random.key(seed))
     else:
@@ -123,8 +132,9 @@ def infer(
 class _Prompts:
   """Turns requests into writing requests, or into errors."""
 
-  def __init__(self, model: LoadedModel, catalogue, task):
+  def __init__(self, model: LoadedModel, catalogue, task, weights=None):
     self._model, self._catalogue, self._task = model, catalogue, task
+    self._weights = weights
     self._embedder: HistoryEmbedder | None = None
 
   def of(self, rows: Sequence[dict]):
@@ -143,7 +153,10 @@ class _Prompts:
       for name in ('user_id', 'item_id')
     }
     soft = self._model.vocabulary.soft_token_id
+    weights = request.get('weights') or self._weights
     if 'prompt_tokens' in request:
+      if 'weights' in request:
+        raise UserError('prompt_tokens are read as they are: give no weights')
       tokens = tuple(int(t) for t in request['prompt_tokens'])
       _check_ids('prompt_tokens', tokens, self._model)
       count = sum(token == soft for token in tokens)
@@ -152,12 +165,10 @@ class _Prompts:
       )
     if 'prompt' in request:
       count = request['prompt'].count(SOFT)
-      tokens = self._model.vocabulary.encode_prompt(request['prompt'])
-      return WritingRequest(
-        Prompt(request['prompt'], self._kinds(count)),
-        **ids,
-        prompt_tokens=tuple(tokens),
-      )
+      prompt = Prompt(request['prompt'], self._kinds(count))
+      prompt = with_weights(prompt, self._model, weights)
+      tokens = self._model.vocabulary.encode_prompt(prompt.text)
+      return WritingRequest(prompt, **ids, prompt_tokens=tuple(tokens))
     if self._catalogue is None:
       raise UserError('a request by user and item_id needs DATA_DIR')
     vector = None
@@ -171,7 +182,8 @@ class _Prompts:
       ids['user_id'],
       ids['item_id'],
       self._task,
-      vector,
+      user_vector=vector,
+      weights=weights,
     )
 
   def _histories(self) -> HistoryEmbedder:
@@ -305,11 +317,13 @@ def _check_ids(name: str, tokens, model: LoadedModel) -> None:
     raise UserError(f'{name} are empty or outside of the {size} ids')
 
 
-def _reward_answers(rewards, catalogue, batch_size: int) -> Answer:
+def _reward_answers(rewards, checkpoint, catalogue, batch_size) -> Answer:
   if not rewards or catalogue is None:
     raise UserError(
       "mode 'reward' needs DATA_DIR and --gin.REWARDS={'nli': DIRECTORY, ...}"
     )
+  policies = {} if checkpoint is None else {'CHECKPOINT': checkpoint}
+  check_reward_sources(rewards, policies)
   terms = load_reward_terms(rewards, batch_size=batch_size)
 
   def answer(rows, start):

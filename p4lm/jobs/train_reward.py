@@ -9,6 +9,7 @@ relevance        closeness to the user's relevant preferences, regression
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -17,6 +18,7 @@ from p4lm import output_directory
 from p4lm.cf.tables import CFTables
 from p4lm.data import cache, loader
 from p4lm.data.features import CFFeatures, PairConverter, PointwiseConverter
+from p4lm.data.order import GroupedOrder
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.models.adapter import AdapterConfig
 from p4lm.models.language_model import LMConfig
@@ -27,7 +29,7 @@ from p4lm.models.reward_model import (
 )
 from p4lm.rewards.kinds import PAIRWISE, check_kind
 from p4lm.rewards.losses import RewardLossConfig, make_reward_loss
-from p4lm.runs import fitting, model_directory, step_flops
+from p4lm.runs import fitting, model_directory, step_flops, user_latents
 from p4lm.runs.model_losses import scores_of
 from p4lm.runs.reward_agreement import agreement_with, check_others
 from p4lm.runs.reward_evaluation import (
@@ -37,6 +39,7 @@ from p4lm.runs.reward_evaluation import (
   read_split,
 )
 from p4lm.runs.reward_report import write_reward_report
+from p4lm.runs.user_latents import UserLatents
 
 # So many training examples are enough for the baselines of the report.
 _BASELINE_EXAMPLES = 20_000
@@ -61,6 +64,7 @@ def train_reward(
   loss: RewardLossConfig | None = None,
   num_heads: int = 1,
   preference: str = 'bradley_terry',
+  user_pairs: int = 8,
   others: Mapping[str, str] | None = None,
 ) -> None:
   """Fits a scalar reward, then reports how far it can be trusted.
@@ -88,7 +92,11 @@ def train_reward(
       mean is the score that the report judges.
     preference: of kinds with pairs, 'bradley_terry', or 'general', which holds
       cyclic preferences too; the heads are then coordinates in num_heads / 2
-      planes, and the reward is the mean log-odds against the held-out texts.
+      planes, and the reward is the mean log-odds against the held-out texts;
+      or 'variational', a reward with a latent of each user, see
+      `ops.variational`, whose width d makes num_heads 1 + 3 d.
+    user_pairs: of 'variational', how many pairs of a user stand side by side
+      in a batch at most; what its encoder sees of a user at a time.
     others: {name: train_reward directory} whose agreement with this reward on
       the held-out texts is reported.
   Raises:
@@ -127,6 +135,13 @@ def train_reward(
   converter = convert(
     prompt_length, response_length, vocabulary.eos_id, CFFeatures.of(tables)
   )
+  order = None
+  if reward_model.config.is_variational:
+    user_ids = user_latents.users_of_pairs(cached, split, converter)
+    converter = dataclasses.replace(
+      converter, users=user_latents.numbered(user_ids)
+    )
+    order = GroupedOrder(user_ids, user_pairs, training.seed)
   fit = fitting.prepare(reward_model, directory, training)
   state = fit.run(
     fit.step_of(
@@ -149,12 +164,16 @@ def train_reward(
       batch_size,
       training.seed,
       start_step=start,
+      order=order,
     ),
   )
   held_out = _HeldOut(
-    reward_model.config, cached, converter, batch_size, fit.graphdef, state
-  )
-  content = held_out.evaluate(split)
+    reward_model.config, cached, converter, batch_size, fit.graphdef, state,
+    split,
+  )  # fmt: skip
+  content = held_out.evaluate()
+  if held_out.latents is not None:
+    held_out.latents.save(directory)
   content['agreement'] = agreement_with(
     others, kind, data_dir, held_out.judged, batch_size
   )
@@ -185,19 +204,43 @@ def _reward_model(
 
 
 class _HeldOut:
-  """The splits that training did not see, scored."""
+  """The splits that training did not see, scored.
 
-  def __init__(self, config, cached, converter, batch_size, graphdef, state):
+  Attributes:
+    splits: examples and scores by name.
+    latents: of the users of the split that was trained on, or None.
+  """
+
+  def __init__(
+    self, config, cached, converter, batch_size, graphdef, state, trained_on
+  ):
     self._kind, self._converter = config.kind, converter
     self._cached, self._batch_size = cached, batch_size
+    self._trained_on, self.latents = trained_on, None
     apply = jax.jit(scores_of(graphdef))
 
-    def score(batch, tokens):
+    def heads(batch, tokens):
       cf = (batch['cf_embeddings'], batch['cf_kind_ids'])
-      scores = apply(
+      return apply(
         state.params, state.frozen, batch['prompt_tokens'], tokens, *cf
       )
-      return scores if config.is_general else scores.mean(axis=1)
+
+    if config.is_variational:
+      self.latents = UserLatents(
+        list(converter.users),
+        user_latents.posterior_means(
+          self._batches(trained_on),
+          heads,
+          len(converter.users),
+          config.num_heads,
+        ),
+      )
+
+    def score(batch, tokens):
+      points = heads(batch, tokens)
+      if config.is_variational:
+        return self.latents.rewards(points, batch['users'])
+      return points if config.is_general else points.mean(axis=1)
 
     sizes = collections.Counter()
     for task in cached.tasks:
@@ -218,9 +261,9 @@ class _HeldOut:
     """Name and examples of the split that judges."""
     return list(self.splits.items())[-1]
 
-  def evaluate(self, trained_on: str) -> dict:
+  def evaluate(self) -> dict:
     """The figures of the report."""
-    batches = self._batches(trained_on, _BASELINE_EXAMPLES)
+    batches = self._batches(self._trained_on, _BASELINE_EXAMPLES)
     train = read_split(batches, self._kind).examples
     return evaluate_reward(self._kind, train, self.splits) | self._more
 

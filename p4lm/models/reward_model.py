@@ -44,7 +44,7 @@ from p4lm.typing import Array, Bool, Float, Int, Key
 _USER = CF_KINDS.index('user')
 REWARD_KINDS = ('nli', 'appeal', 'personalization', 'relevance')
 PAIRWISE = ('appeal', 'personalization')
-PREFERENCES = ('bradley_terry', 'general')
+PREFERENCES = ('bradley_terry', 'general', 'variational')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,9 @@ class RewardModelConfig(JsonConfig):
       their spread a measure of how sure it is.
     preference: what heads are to a kind that is trained on pairs: scores
       ('bradley_terry'), or coordinates of points in num_heads / 2 planes, which
-      hold cycles too ('general', see `ops.preference.general_preference`).
+      hold cycles too ('general', see `ops.preference.general_preference`), or
+      what a reward with a latent of each user is made of ('variational', see
+      `ops.variational`; num_heads is 1 + 3 d).
   """
 
   lm: LMConfig
@@ -92,11 +94,24 @@ class RewardModelConfig(JsonConfig):
         f' {", ".join(PAIRWISE)} and an even num_heads, got {self.kind!r} and'
         f' {self.num_heads}.'
       )
+    if self.is_variational and (
+      self.num_heads < 4 or self.num_heads % 3 != 1 or self.kind not in PAIRWISE
+    ):
+      raise UserError(
+        "RewardModelConfig.preference 'variational' is for the kinds"
+        f' {", ".join(PAIRWISE)} and num_heads 1 + 3 d (4, 7, 10...) with d the'
+        f' width of the latent, got {self.kind!r} and {self.num_heads}.'
+      )
 
   @property
   def is_general(self) -> bool:
-    """Whether heads are coordinates and no scores."""
+    """Whether heads are coordinates that hold cycles."""
     return self.preference == 'general'
+
+  @property
+  def is_variational(self) -> bool:
+    """Whether heads are coordinates that a user's latent makes a score of."""
+    return self.preference == 'variational'
 
   @property
   def contrasts_user(self) -> bool:
@@ -153,12 +168,12 @@ class RewardModel(nnx.Module):
     Prompts and responses are right-padded with the model's `pad_id`.
 
     Raises:
-      UserError: the heads are no scores (preference 'general').
+      UserError: the heads are no scores (preference 'general', 'variational').
     """
-    if self.config.is_general:
+    if self.config.is_general or self.config.is_variational:
       raise UserError(
-        "The heads of a reward of preference 'general' are coordinates: read"
-        ' them with head_scores.'
+        f'The heads of a reward of preference {self.config.preference!r} are'
+        ' coordinates: read them with head_scores.'
       )
     return self.head_scores(
       prompt_tokens,

@@ -35,7 +35,8 @@ class JointRewardConfig:
 
   Attributes:
     weights: by term name. A term without a weight, or with weight 0, is only
-      watched: logged, without a say in the total or in what is valid.
+      watched: logged, without a say in the total or in what is valid. A
+      request's own `shares` multiply them.
     normalisation: 'none'; 'population_mean' subtracts each term's mean over a
       population of texts (the paper's centring, see `population_means_of`);
       'batch' subtracts the batch's mean and divides by its deviation.
@@ -85,7 +86,7 @@ class JointValues:
 
   Attributes:
     total: float32 [B], 0 where not valid.
-    valid: bool [B], True where every weighted term has a value.
+    valid: bool [B], True where every term that counts for it has a value.
     by_term: raw values and validity of every term.
     metrics: means, deviations, shares and counts, ready to be logged.
   """
@@ -152,20 +153,33 @@ class JointReward:
     by_term = {
       name: evaluate_term(term, requests) for name, term in self.terms.items()
     }
+    shares = self._shares(requests)
     valid = np.ones(len(requests), bool)
-    for name in self.weights:
-      valid &= by_term[name].valid
-      if len(requests) and not by_term[name].valid.any():
+    for name, share in shares.items():
+      valid &= by_term[name].valid | (share == 0)
+      if share.any() and not by_term[name].valid.any():
         raise UserError(
           f'reward term {name!r} has no finite value for any of '
           f'{len(requests)} texts: nothing can be learned from it'
         )
-    total = np.where(valid, self._total(by_term, valid), 0.0)
+    total = np.where(valid, self._total(by_term, shares, valid), 0.0)
     total = total.astype(np.float32)
-    metrics = _metrics(by_term, total, valid)
+    metrics = _metrics(by_term, total, valid) | _slopes(by_term, shares)
     return JointValues(total, valid, by_term, metrics)
 
-  def _total(self, by_term, valid):
+  def _shares(self, requests):
+    """float64 [B] of every weighted term; 1 where a request says nothing."""
+    return {
+      name: np.array(
+        [
+          1.0 if request.shares is None else request.shares.get(name, 0.0)
+          for request in requests
+        ]
+      )
+      for name in self.weights
+    }
+
+  def _total(self, by_term, shares, valid):
     batch = self.config.normalisation == 'batch'
     each = self.config.order == 'normalise_then_sum'
     total = np.zeros(len(valid))
@@ -175,8 +189,8 @@ class JointReward:
         # Linear: before or after the sum is the same.
         values = values - self.config.population_means[name]
       if batch and each:
-        values = _standardised(values, valid)
-      total += weight * values
+        values = _standardised(values, valid & by_term[name].valid)
+      total += weight * shares[name] * values
     return _standardised(total, valid) if batch and not each else total
 
   def _capped(self, name, values):
@@ -233,6 +247,22 @@ def _metrics(by_term, total, valid):
     metrics['reward/total/mean'] = float(total[valid].mean(dtype=np.float64))
     metrics['reward/total/std'] = float(total[valid].std(dtype=np.float64))
   metrics['reward/total/share_valid'] = _share(valid)
+  return metrics
+
+
+def _slopes(by_term, shares):
+  """How much a term rises from share 0 to 1, by least squares over the texts.
+
+  What the shares of conditioned prompts do; nothing where all are the same.
+  """
+  metrics = {}
+  for name, share in shares.items():
+    kept = by_term[name].valid
+    centred = share[kept] - share[kept].mean() if kept.any() else share[:0]
+    if centred.any():
+      values = by_term[name].values[kept].astype(np.float64)
+      slope = centred @ values / (centred @ centred)
+      metrics[f'reward/{name}/by_share'] = float(slope)
   return metrics
 
 

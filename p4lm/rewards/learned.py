@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -139,6 +139,9 @@ class LearnedTerm:
     cf_lookup: (kind, id) -> float [E]; None if prompts have no CF vectors.
     encoder: a `CachingEncoder` of this vocabulary shared with other terms.
     checkpoint: hash of what `params` were read from, told with every answer.
+    latent_rewards: (points [R, K], R user ids) -> scores [R], of heads that
+      are coordinates which a user's latent makes a score of (preference
+      'variational').
 
   Attributes:
     num_compilations: programs built so far; constant once every length bucket
@@ -157,6 +160,8 @@ class LearnedTerm:
     cf_lookup: Callable[[str, str], np.ndarray] | None = None,
     encoder: CachingEncoder | None = None,
     checkpoint: str = '',
+    latent_rewards: Callable[[np.ndarray, Sequence[str]], np.ndarray]
+    | None = None,
   ):
     self.name = name
     self.checkpoint = checkpoint
@@ -167,6 +172,7 @@ class LearnedTerm:
     self._eos_id = vocabulary.eos_id
     self._build_prompt = build_prompt
     self._cf_lookup = cf_lookup
+    self._latent_rewards = latent_rewards
     self._encoder = encoder or CachingEncoder(vocabulary)
 
     def counted(params, *inputs):
@@ -244,6 +250,7 @@ class LearnedTerm:
 
   def _judge(self, prompts, requests):
     responses, overlong = self._responses(requests)
+    user_ids = [request.user_id for request in requests]
     repeats = repeats_of_each(
       [(p, r.user_id, r.item_id) for p, r in zip(prompts, requests)],
       self.config.batch_size,
@@ -262,7 +269,7 @@ class LearnedTerm:
       'truncated': int(overlong.sum()),
       'truncated_prompts': int(cut.sum()) * repeats,
     }
-    return *self._read(scores), valid, counts
+    return *self._read(scores, user_ids), valid, counts
 
   def _responses(self, requests):
     """int32 [R, L] with EOS, as in training, and bool [R] where cut."""
@@ -332,11 +339,14 @@ class LearnedTerm:
     scores = np.concatenate([np.asarray(p, np.float32) for p in pending])
     return scores[: len(responses)]
 
-  def _read(self, scores):
+  def _read(self, scores, user_ids):
     """Values [R] and the heads' spread [R]."""
     if scores.ndim == 1:
       scores = scores[:, None]
-    if self.config.population is not None:
+    if self._latent_rewards is not None:
+      score = self._latent_rewards(scores, user_ids)
+      spread = np.zeros_like(score)
+    elif self.config.population is not None:
       score = outputs.against_population(scores, self.config.population)
       spread = np.zeros_like(score)
     else:
@@ -356,32 +366,6 @@ def _mesh_of(params):
   if jax.sharding.get_mesh().empty or len(devices) != 1:
     return contextlib.nullcontext()
   return jax.set_mesh(make_mesh('data=1', devices=list(devices)))
-
-
-def check_same_sources(
-  name: str, trained_with: Mapping[str, str], given: Mapping[str, str]
-) -> None:
-  """Refuses a reward checkpoint of another tokenizer or CF table.
-
-  Args:
-    name: of the term.
-    trained_with: hashes recorded with the checkpoint, such as
-      {'vocabulary': sha256, 'cf_tables': sha256}.
-    given: the same of what it would be run with.
-  Raises:
-    UserError: a recorded hash differs or is missing; all are named.
-  """
-  wrong = [
-    f'another {source} (trained with {trained_with[source][:12]}, given '
-    f'{given.get(source, "none")[:12]})'
-    for source in sorted(trained_with)
-    if given.get(source) != trained_with[source]
-  ]
-  if wrong:
-    raise UserError(
-      f'reward term {name!r} was trained with {", ".join(wrong)}; its scores '
-      'would mean nothing. Train it again, or give what it was trained with.'
-    )
 
 
 def _padded(array, rows):

@@ -6,7 +6,8 @@ cf_embeddings, cf_kind_ids) -> scores [R]`, or [R, K] of K heads, and returns
 
   nli, relevance               response_tokens int [B, L], labels float [B]
   appeal, personalization      chosen_tokens, rejected_tokens int [B, L], labels
-                               float [B], 0.5 for a tie (optional)
+                               float [B], 0.5 for a tie (optional), users int
+                               [B] for a latent of each user
   all                          prompt_tokens int [B, P], cf_embeddings
                                [B, N, E], cf_kind_ids [B, N], example_mask
                                bool [B] (optional)
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 
 from p4lm.data.judgements import TIE
 from p4lm.errors import UserError
-from p4lm.ops import masks, preference, supervised
+from p4lm.ops import masks, preference, supervised, variational
 from p4lm.rewards.kinds import CLASSIFIED, PAIRWISE, check_kind
 from p4lm.typing import Array
 
@@ -47,6 +48,8 @@ class RewardLossConfig:
     centring: pairwise, the pull of mean scores to 0.
     tie_odds: pairwise, of a tie (Davidson 1970); 0 counts it as half a win.
     huber_delta: relevance; None takes the squared error.
+    kl_weight: preference 'variational', of the latents' KL to their prior; 1
+      is the ELBO.
   """
 
   label_smoothing: float = 0.0
@@ -55,6 +58,7 @@ class RewardLossConfig:
   centring: float = 0.0
   tie_odds: float = 0.0
   huber_delta: float | None = None
+  kl_weight: float = 1.0
 
 
 def make_reward_loss(
@@ -77,10 +81,11 @@ def make_reward_loss(
     config: options.
     with_dropout: whether apply_fn takes a `dropout_key`; it is then given the
       key of the step.
-    preference_model: of pairs, 'bradley_terry', or 'general', whose heads are
-      coordinates, see `ops.preference.general_preference`.
+    preference_model: of pairs, 'bradley_terry', or 'general' or 'variational',
+      whose heads are coordinates, see `ops.preference.general_preference` and
+      `ops.variational`.
   Raises:
-    UserError: an unknown kind, or centring of what has no free shift.
+    UserError: an unknown kind, or options that the preference model lacks.
   """
   check_kind(kind)
   config = config or RewardLossConfig()
@@ -91,6 +96,9 @@ def make_reward_loss(
   if kind in CLASSIFIED:
     return _classification_loss(score, config)
   if kind in PAIRWISE:
+    if preference_model == 'variational':
+      _check_variational(config)
+      return _variational_loss(score, config)
     is_general = preference_model == 'general'
     if is_general and config.centring:
       raise UserError(
@@ -123,13 +131,55 @@ def _classification_loss(score, config):
   return loss_fn
 
 
+def _check_variational(config):
+  lacking = ('label_smoothing', 'flip_rate', 'margin', 'centring', 'tie_odds')
+  for name in lacking:
+    if getattr(config, name):
+      raise UserError(
+        f"RewardLossConfig.{name} is not for the preference model 'variational'"
+        f': set it to 0, not {getattr(config, name)}'
+      )
+
+
+def _sides(score, key, params, frozen, batch):
+  """Scores [B, K] of the chosen and the rejected side, and all tokens."""
+  # Both sides are responses to one prompt, which is encoded once.
+  sides = jnp.stack([batch['chosen_tokens'], batch['rejected_tokens']], 1)
+  tokens = sides.reshape(-1, sides.shape[-1])
+  scores = _scores(score, key, params, frozen, batch, tokens)
+  return scores[::2], scores[1::2], tokens
+
+
+def _variational_loss(score, config):
+  def loss_fn(params, frozen, batch, key):
+    chosen, rejected, tokens = _sides(score, key, params, frozen, batch)
+    mask = _example_mask(batch)
+    is_tie = batch.get('labels', jnp.ones(mask.shape)) == TIE
+    loss, kl = variational.variational_preference_loss(
+      chosen,
+      rejected,
+      batch['users'],
+      pair_mask=mask,
+      tie_mask=is_tie,
+      kl_weight=config.kl_weight,
+    )
+    metrics = {
+      'elbo_kl': kl,
+      # What is known of no user.
+      'accuracy_without_user': preference.preference_accuracy(
+        chosen[:, 0], rejected[:, 0], pair_mask=mask & ~is_tie
+      ),
+      'mean_score': masks.masked_mean(chosen[:, 0] + rejected[:, 0], mask) / 2,
+      'tokens': _tokens(batch, tokens),
+    }
+    return loss, metrics
+
+  return loss_fn
+
+
 def _pairwise_loss(score, config, is_general):
   def loss_fn(params, frozen, batch, key):
-    # Both sides are responses to one prompt, which is encoded once.
-    sides = jnp.stack([batch['chosen_tokens'], batch['rejected_tokens']], 1)
-    tokens = sides.reshape(-1, sides.shape[-1])
-    scores = _scores(score, key, params, frozen, batch, tokens)
-    chosen, rejected = scores[::2], scores[1::2]
+    chosen, rejected, tokens = _sides(score, key, params, frozen, batch)
     if is_general:
       gaps = preference.general_preference(chosen, rejected)
       chosen, rejected = gaps[:, None], jnp.zeros_like(gaps)[:, None]

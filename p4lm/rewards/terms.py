@@ -27,6 +27,8 @@ class RewardRequest:
     user_id: the user whom it addresses.
     item: what the tables say about the item (title, plot, ...), or None.
     preferences: the user's preference bullets, for terms that read them.
+    shares: {term: number} by which a joint reward multiplies this text's
+      terms, 0 for those left out; None multiplies by nothing.
   """
 
   text: str
@@ -34,6 +36,7 @@ class RewardRequest:
   user_id: str
   item: Mapping[str, Any] | None = None
   preferences: tuple[str, ...] = ()
+  shares: Mapping[str, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -55,6 +55,7 @@ class Generations:
     user_ids: Sequence[str],
     item_ids: Sequence[str],
     key: jax.Array,
+    weights: Mapping[str, float] | None = None,
   ) -> list[str]:
     """One text a pair, in order.
 
@@ -63,6 +64,7 @@ class Generations:
         pairs and sampling.
       user_ids, item_ids: the pairs.
       key: of the sampling.
+      weights: that a conditioned policy is told.
     """
     path = self._directory / f'{_slug(name)}.jsonl'
     about = {
@@ -74,11 +76,13 @@ class Generations:
       'key': jax.random.key_data(key).tolist(),
       'pairs': len(user_ids),
     }
+    if weights:
+      about['weights'] = dict(weights)
     kept = _read(path, about)
     if kept is not None:
       return kept
     requests = [
-      writing_request(self._model, self._catalogue, user, item)
+      writing_request(self._model, self._catalogue, user, item, weights=weights)
       for user, item in zip(user_ids, item_ids)
     ]
     texts = [w.text for w in self._writer.write(requests, self._config, key)]

@@ -180,10 +180,9 @@ def _entailment(found, groups, splits) -> pa.Table:
 
 def _pairs(found, groups, splits) -> dict[str, pa.Table]:
   """`pairs`, and `ties` if there are any."""
-  rows = len(found.first)
   shared = {
-    'kind': ['appeal'] * rows,
-    'user_id': [''] * rows,
+    'kind': ['appeal'] * len(found.first),
+    'user_id': found.users,
     'item_id': groups,
   }
   is_tie = np.array(found.labels) == judgements.TIE

@@ -32,6 +32,7 @@ from p4lm.models.recommender import Recommender, RecommenderConfig
 from p4lm.models.reward_model import RewardModel, RewardModelConfig
 from p4lm.models.selection import parameter_name, split_trainable
 from p4lm.partitioning.build import build_model
+from p4lm.rewards.weightings import Weighted
 
 _MODULES = {RecommenderConfig: Recommender, RewardModelConfig: RewardModel}
 _CONFIGS = {'recommender': RecommenderConfig, 'reward': RewardModelConfig}
@@ -56,6 +57,8 @@ class ModelCard:
     lora: arguments of `lora.apply_lora`, or None.
     eos_id: ends a response, for a model without a vocabulary.
     stop_ids: further tokens that do.
+    weighted: of a policy whose prompts tell the weights of its rewards, the
+      arguments of `weightings.Weighted`, or None.
   """
 
   kind: str
@@ -70,6 +73,7 @@ class ModelCard:
   lora: dict | None = None
   eos_id: int | None = None
   stop_ids: tuple[int, ...] = ()
+  weighted: dict | None = None
 
   def model_config(self) -> Config:
     return _CONFIGS[self.kind].from_json(json.dumps(self.config))
@@ -102,6 +106,15 @@ class LoadedModel:
 
   def module(self) -> nnx.Module:
     return nnx.merge(self.graphdef, self.params)
+
+  def described(self) -> LoadedModel:
+    """The same without its arrays, which may then be freed."""
+    return dataclasses.replace(self, params=None)
+
+  @property
+  def weighted(self) -> Weighted | None:
+    """The terms whose weights its prompts tell; None for an ordinary policy."""
+    return weighted_of(self.card)
 
   @property
   def cf_lookup(self):
@@ -220,6 +233,13 @@ def continued(
     stage=stage,
     response_length=response_length or start.card.response_length,
   )
+
+
+def weighted_of(card: ModelCard) -> Weighted | None:
+  """The terms whose weights a card's model is told, or None."""
+  if card.weighted is None:
+    return None
+  return Weighted(tuple(card.weighted['terms']), card.weighted['levels'])
 
 
 def write_card(

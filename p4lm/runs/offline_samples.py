@@ -18,6 +18,8 @@ import numpy as np
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.errors import UserError
 from p4lm.ops.masks import response_mask_of
+from p4lm.rl.learner import Learner
+from p4lm.rl.off_policy import OffPolicyLearner
 from p4lm.rl.rollouts import Rollout
 
 Rows = Sequence[Mapping[str, object]]
@@ -60,6 +62,21 @@ def offline_rollouts(
     yield _rollout(
       chunk, features_of(chunk), batch_size, response_length, vocabulary
     )
+
+
+def observe(learner: Learner, rollouts: Iterator[Rollout]) -> None:
+  """Fills a replay; one that a checkpoint has takes its place later.
+
+  Raises:
+    UserError: the algorithm has no replay.
+  """
+  if not isinstance(learner, OffPolicyLearner):
+    raise UserError(
+      'offline_samples need an algorithm with a replay, such as SacConfig or '
+      'SoftOptimalConfig'
+    )
+  for rollout in rollouts:
+    learner.observe(rollout)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, object]]:

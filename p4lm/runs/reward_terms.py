@@ -14,6 +14,7 @@ from p4lm.rewards.terms import CallableTerm, RewardTerm
 from p4lm.rewards.text_encoding import CachingEncoder
 from p4lm.runs.model_directory import LoadedModel, load_model
 from p4lm.runs.reward_report import population, population_mean, temperature
+from p4lm.runs.user_latents import UserLatents
 
 # Entailment is read as a probability (P4LM's precision lies in [0, 1]).
 _OUTPUTS = {'nli': 'probability'}
@@ -23,7 +24,6 @@ _BUCKETS = (32, 48, 64, 96, 128, 192, 256, 384)
 def load_reward_terms(
   rewards: Mapping[str, str | os.PathLike | RewardTerm | Callable],
   *,
-  vocabulary_sha256: str | None = None,
   batch_size: int = 128,
   outputs: Mapping[str, str | RewardOutput] | None = None,
 ) -> list[RewardTerm]:
@@ -33,13 +33,11 @@ def load_reward_terms(
     rewards: {kind: train_reward directory}, and {name: function} for rewards
       of your own: a function of one `RewardRequest` that returns a number, or
       a term such as those of `rewards.rules`. From gin: {'mine': @my.reward}.
-    vocabulary_sha256: the vocabulary that models must speak, or None for any.
     batch_size: texts a forward pass.
     outputs: {kind: output}, how a score is read, see `RewardOutput`.
   Raises:
     UserError: a directory holds no reward model, one whose training has not
-      ended, or one of another kind or vocabulary; an output of a reward that
-      is not there.
+      ended, or one of another kind; an output of a reward that is not there.
   """
   outputs = {**_OUTPUTS, **(outputs or {})}
   unknown = sorted(set(outputs) - set(rewards) - set(_OUTPUTS))
@@ -62,9 +60,7 @@ def load_reward_terms(
         f'outputs: reward {name!r} has no premise to hold sentences against; '
         "RewardOutput.sentences is for 'nli'"
       )
-    term = _learned_term(
-      name, reward, output, vocabulary_sha256, batch_size, encoders
-    )
+    term = _learned_term(name, reward, output, batch_size, encoders)
     if output.sentences != 'whole':
       term = SentenceEntailment(term, output.sentences, output.premise_words)
     terms.append(term)
@@ -77,11 +73,9 @@ def _callable_term(name: str, reward: Callable) -> CallableTerm:
   return CallableTerm(name, reward, batched=is_term)
 
 
-def _learned_term(
-  kind, directory, output, vocabulary_sha256, batch_size, encoders
-) -> LearnedTerm:
+def _learned_term(kind, directory, output, batch_size, encoders) -> LearnedTerm:
   model = load_model(directory, kind='reward')
-  _check(kind, model, vocabulary_sha256)
+  _check_kind(kind, model)
   length = model.card.prompt_length
   config = LearnedTermConfig(
     prompt_length=length,
@@ -113,17 +107,14 @@ def _learned_term(
     cf_lookup=model.cf_lookup,
     encoder=encoders.setdefault(hash_, CachingEncoder(model.vocabulary)),
     checkpoint=model.identity,
+    latent_rewards=(
+      UserLatents.load(directory) if model.config.is_variational else None
+    ),
   )
 
 
-def _check(kind: str, model: LoadedModel, vocabulary_sha256) -> None:
+def _check_kind(kind: str, model: LoadedModel) -> None:
   if model.config.kind != kind:
     raise UserError(
       f'reward {kind!r}: {model.directory} holds a {model.config.kind!r} reward'
-    )
-  found = model.vocabulary.sha256
-  if vocabulary_sha256 is not None and found != vocabulary_sha256:
-    raise UserError(
-      f'reward {kind!r} in {model.directory} speaks another vocabulary than '
-      'the policy; train it on the same DATA_DIR'
     )

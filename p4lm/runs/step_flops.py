@@ -13,6 +13,8 @@ from p4lm.models.flops import Flops, Shapes, UpdateFlops
 from p4lm.models.recommender import RecommenderConfig
 from p4lm.models.reward_model import RewardModelConfig
 from p4lm.models.selection import parameter_name
+from p4lm.rl.learner import Algorithm
+from p4lm.rl.reinforce import ReinforceConfig
 from p4lm.rl.rollouts import Rollout
 from p4lm.training.state import TrainState
 
@@ -94,6 +96,20 @@ def reinforce_flops(
     )
 
   return count
+
+
+def of_algorithm(
+  algorithm: Algorithm, config: RecommenderConfig, state: TrainState
+) -> Callable[[Rollout], float] | None:
+  """What MFU counts of an iteration of RL; None where nobody counts it.
+
+  Updates of several passes or of other models are not counted.
+  """
+  if not isinstance(algorithm, ReinforceConfig):
+    return None
+  if algorithm.baseline == 'value':
+    return None
+  return model_flops(reinforce_flops(config, **trained_part(state)))
 
 
 def reinforce_parts(

@@ -16,9 +16,20 @@ SHUFFLED = ' (shuffled users)'
 
 
 def system_texts(
-  systems, pairs, catalogue, directory, temperature, greedy, batch_size, seed
+  systems,
+  pairs,
+  catalogue,
+  directory,
+  temperature,
+  greedy,
+  batch_size,
+  seed,
+  weights,
 ) -> dict[str, list[str]]:
-  """{system: texts}, and for each system its texts for other users."""
+  """{system: texts}, and for each system its texts for other users.
+
+  `weights` are {system: {term: number}} of the conditioned ones.
+  """
   users = [pair['user_id'] for pair in pairs]
   items = [pair['item_id'] for pair in pairs]
   others = other_users(users, seed)
@@ -34,10 +45,11 @@ def system_texts(
       directory / 'generations', model, catalogue, sampler, batch_size
     )
     key = jax.random.fold_in(jax.random.key(seed), place)
-    texts[name] = generations.texts(name, users, items, key)
+    told = weights.get(name)
+    texts[name] = generations.texts(name, users, items, key, told)
     # The same key: the two differ by the user alone.
     texts[name + SHUFFLED] = generations.texts(
-      name + SHUFFLED, others, items, key
+      name + SHUFFLED, others, items, key, told
     )
   return texts
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from p4lm.data import prompts
@@ -20,6 +22,7 @@ def writing_request(
   item_id: str | None,
   task: str | None = None,
   user_vector: np.ndarray | None = None,
+  weights: Mapping[str, float] | None = None,
 ) -> WritingRequest:
   """What `model` is asked in order to write for this user about this item.
 
@@ -30,8 +33,10 @@ def writing_request(
     task: a name such as 'movielens_pitch'; the data set's name before the
       first underscore does not matter.
     user_vector: of a user without an id, for tasks that read CF vectors.
+    weights: {term: number} that a conditioned policy is to follow.
   Raises:
-    UserError: an unknown id, a missing one, or a task without prompts.
+    UserError: an unknown id, a missing one, a task without prompts, or weights
+      that do not fit the model.
   """
   task = task or model.card.task
   kind = task.partition('_')[2]
@@ -60,4 +65,26 @@ def writing_request(
     prompt = prompts.plot_prompt(**soft)
   else:
     prompt = prompts.preferences_prompt(**soft)
+  prompt = with_weights(prompt, model, weights)
   return WritingRequest(prompt, user_id, item_id, user_vector=user_vector)
+
+
+def with_weights(
+  prompt: prompts.Prompt,
+  model: LoadedModel,
+  weights: Mapping[str, float] | None,
+) -> prompts.Prompt:
+  """The prompt as a policy is asked that is conditioned on weights, if it is.
+
+  Raises:
+    UserError: weights that the policy does not know, none for one that needs
+      them, or any for another model.
+  """
+  if model.weighted is not None:
+    return prompts.weighted_prompt(prompt, model.weighted.of(weights))
+  if weights:
+    raise UserError(
+      f'CHECKPOINT {model.directory} follows no weights: it was trained on one '
+      'weighting (see runs/train_rl_conditioned.gin); give none'
+    )
+  return prompt

@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pyarrow as pa
 import pytest
+import sentencepiece
 import seqio_probe
 
 from p4lm.data import cache, loader, prompts, records, tables
@@ -114,6 +115,36 @@ def cached(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def cached_for_gemma(cached):
+  """Two tasks in a vocabulary like Gemma's, and that vocabulary."""
+  model = cached / 'tokenizer.model'
+  with model.open('wb') as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter([f'{i[1]} {i[2]}' for i in ITEMS]),
+      model_writer=file,
+      vocab_size=300,
+      hard_vocab_limit=False,
+      pad_id=0,
+      eos_id=1,
+      bos_id=2,
+      unk_id=3,
+      user_defined_symbols=['<unused0>', '<unused1>'],
+      add_dummy_prefix=False,
+      num_threads=1,
+      minloglevel=3,
+    )
+  cache.cache_tasks(
+    'tasks.movielens',
+    ['movielens_pitch', 'movielens_appeal'],
+    cached / 'data',
+    cached / 'gemma' / 'tasks',
+    vocabulary_path=model,
+    tokens_per_vector=2,
+  )
+  return cached / 'gemma', Vocabulary.load(model)
+
+
+@pytest.fixture(scope='module')
 def vocabulary(cached):
   return Vocabulary.load(cached / 'data' / 'vocabulary.model')
 
@@ -174,6 +205,20 @@ def test_a_pitch_has_soft_tokens_first_and_no_eos(cached, vocabulary):
   assert example['inputs'].tolist().count(vocabulary.soft_token_id) == 4
   (held_out,) = read(cached, 'movielens_pitch', 'validation')
   assert vocabulary.decode(held_out['targets']) == 'Held out.'
+
+
+def test_gemma_has_its_own_soft_token_and_beginning(cached_for_gemma):
+  cached, vocabulary = cached_for_gemma
+  (example,) = read(cached, 'movielens_pitch', 'train')
+  item = {'title': ITEMS[2][1], 'plot': PLOT}
+  inputs, targets = (example[name].tolist() for name in ('inputs', 'targets'))
+  assert inputs == vocabulary.encode_prompt(prompts.pitch_prompt(item, 2).text)
+  assert inputs[0] == vocabulary.bos_id == 2
+  assert inputs.count(vocabulary.soft_token_id) == 4
+  assert targets == vocabulary.encode('A slow one, for you.')
+  (pair,) = read(cached, 'movielens_appeal', 'train')
+  assert pair['inputs'].tolist() == vocabulary.encode_prompt('appeal:')
+  assert pair['targets_chosen'].tolist() == vocabulary.encode('train good')
 
 
 def test_the_text_pitch_has_the_bullets_instead(cached, vocabulary):

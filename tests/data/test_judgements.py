@@ -49,6 +49,21 @@ def test_labels_follow_the_map(tmp_path):
   assert lenient.labels == [1.0, 0.0, 1.0]
 
 
+def test_a_file_may_say_who_judged(tmp_path):
+  files = written(
+    tmp_path / 'a.jsonl',
+    [
+      preference('one', 'two', 'a2', rater=7),
+      preference('one', 'two', 'a1', rater='Ann '),
+      preference('one', 'three', 'tie'),
+    ],
+  )
+  found = read_preferences(files, PreferenceColumns(user='rater'))
+  assert found.users == ['7', 'Ann', '']
+  assert found.first == ['two', 'one', 'one']
+  assert read_preferences(files, PreferenceColumns()).users == [''] * 3
+
+
 def test_keys_and_labels_of_published_files(tmp_path):
   """SNLI says gold_label and '-', and others number their labels."""
   snli = written(

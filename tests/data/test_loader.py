@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from p4lm.data import loader, records
 from p4lm.data.features import CFFeatures, LMConverter
+from p4lm.data.order import GroupedOrder
 from p4lm.errors import UserError
 
 
@@ -60,6 +61,37 @@ def test_a_batch_depends_on_seed_and_step_alone(cache_dir):
     resumed = next(batches(cache_dir, start=start))
     assert read_ids([resumed]) == [whole[start]]
   assert read_ids(itertools.islice(batches(cache_dir, seed=1), 12)) != whole
+
+
+def test_a_grouped_order_resumes_and_keeps_runs_of_a_group_together(cache_dir):
+  groups = [str(row % 5) for row in range(24)]
+  order = lambda: GroupedOrder(groups, most=3, seed=0)
+  whole = read_ids(itertools.islice(batches(cache_dir, order=order()), 12))
+  for start in (0, 3, 11):
+    resumed = next(batches(cache_dir, start=start, order=order()))
+    assert read_ids([resumed]) == [whole[start]]
+  epochs = [sum(whole[at : at + 4], []) for at in (0, 4, 8)]
+  assert all(sorted(rows) == list(range(24)) for rows in epochs)
+  assert epochs[0] != epochs[1] != epochs[2]
+
+
+@given(
+  st.lists(st.integers(0, 6), min_size=1, max_size=40),
+  st.integers(1, 5),
+  st.integers(0, 3),
+)
+def test_runs_of_a_group_are_as_long_as_they_may_be(groups, most, seed):
+  order = GroupedOrder(groups, most, seed)
+  rows = [order[position] for position in range(3 * len(groups))]
+  for epoch in range(3):
+    part = rows[epoch * len(groups) : (epoch + 1) * len(groups)]
+    assert sorted(part) == list(range(len(groups)))
+    # Least changes of group: a group of n rows has ceil(n / most) runs.
+    runs = sum(-(-groups.count(group) // most) for group in set(groups))
+    changes = sum(groups[a] != groups[b] for a, b in itertools.pairwise(part))
+    assert changes < runs
+  again = GroupedOrder(groups, most, seed)
+  assert again[2 * len(groups)] == rows[2 * len(groups)]
 
 
 def test_an_epoch_has_every_example_once_and_the_next_another_order(cache_dir):

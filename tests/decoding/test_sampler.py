@@ -109,6 +109,38 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_padding():
   np.testing.assert_allclose(padded.logps, drawn.logps, atol=1e-5)
 
 
+def test_a_tokenizer_may_end_responses_with_what_it_pads_with():
+  """EOS is pad: what the sampler drew counts, what fills up does not."""
+  batch, pad = make_batch(batch=4), 0
+  config = SamplerConfig(8, num_samples=4, num_tokens=4)
+  drawn = sample(tiny().graphdef, tiny().state, batch, KEY, config, pad)
+  tokens, mask = map(np.asarray, (drawn.response_tokens, drawn.response_mask))
+  lengths = mask.sum(axis=1)
+  # The first of them is EOS and counts.
+  ended = [int(np.flatnonzero(row == pad)[0]) for row in tokens if pad in row]
+  assert 8 < len(ended) and set(ended) != {0}
+  np.testing.assert_array_equal(
+    lengths[(tokens == pad).any(axis=1)], np.array(ended) + 1
+  )
+  assert (lengths[(tokens != pad).all(axis=1)] == 8).all()
+
+  def replayed(wider):
+    widen = lambda x: jnp.pad(x, ((0, 0), (0, wider)))
+    return score(
+      tiny().graphdef,
+      tiny().state,
+      batch,
+      widen(drawn.response_tokens),
+      widen(drawn.response_mask),
+      config,
+      pad,
+    )
+
+  np.testing.assert_allclose(drawn.logps, replayed(0), atol=1e-5)
+  np.testing.assert_allclose(drawn.logps, replayed(3)[:, :8], atol=1e-5)
+  assert not np.any(replayed(3)[:, 8:])
+
+
 def test_keys_and_samples_differ_and_repeat():
   batch = make_batch()
   drawn = draw(batch, num_samples=2)

@@ -250,7 +250,8 @@ def test_infer_answers_histories_or_says_why_not(
   """A tower of histories embeds them; one of ids gives an error a request."""
   fit(ratings_dir, tmp_path / 'ids', USER_TOWER='id', STEPS=2)
   monkeypatch.setattr(
-    'p4lm.jobs.infer.writing_request', lambda *arguments: arguments[-1]
+    'p4lm.jobs.infer.writing_request',
+    lambda *arguments, **options: options['user_vector'],
   )
   history = [{'item_id': '1'}, {'item_id': '5', 'rating': 4}]
   found = {}

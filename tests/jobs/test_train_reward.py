@@ -279,11 +279,6 @@ def test_rewards_that_do_not_fit_are_refused(rewards):
     ({'nli': appeal}, {}, "reward 'nli': .* holds a 'appeal' reward"),
     (
       {'appeal': appeal},
-      {'vocabulary_sha256': 'another'},
-      'speaks another vocabulary than the policy',
-    ),
-    (
-      {'appeal': appeal},
       {'outputs': {'appeal': RewardOutput(sentences='min')}},
       "'appeal' has no premise",
     ),

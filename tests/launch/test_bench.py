@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from p4lm.data import amazon, amazon_release, regen
 from p4lm.models.t5_config import T5Config
 
 
@@ -183,3 +184,27 @@ def test_generated_pairs_are_distinct_and_reproducible(repository, monkeypatch):
   assert 0 <= pairs.min() and pairs.max() < 40 * 30
   again = ratings.distinct_pairs(np.random.default_rng(3), 40, 30, 700)
   np.testing.assert_array_equal(pairs, again)
+
+
+def test_generated_releases_are_what_their_readers_expect(modules, tmp_path):
+  releases, ratings = modules('releases'), modules('ratings')
+  users, items, count = ratings.SHAPES['small']
+  for layout in ('amazon', 'regen'):
+    releases.write(tmp_path / layout, f'small_{layout}')
+  pairs = ratings.distinct_pairs(np.random.default_rng(0), users, items, count)
+  expected = {(f'A{u}', f'B{i}') for u, i in zip(*np.divmod(pairs, items))}
+  found = amazon.read_amazon(
+    amazon_release.find_release(tmp_path / 'amazon', 'amazon-2018')
+  )
+  assert _pairs(found.ratings) == expected
+  histories = regen.read_regen(
+    tmp_path / 'regen' / 'histories.jsonl', max_history=items
+  )
+  assert _pairs(histories.ratings) == expected
+  assert found.dropped.keys() <= {'metadata of an item without reviews'}
+  assert not histories.dropped and not histories.unknown_keys
+
+
+def _pairs(table):
+  columns = (table[name].to_pylist() for name in ('user_id', 'item_id'))
+  return set(zip(*columns))

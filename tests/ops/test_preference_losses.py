@@ -69,6 +69,30 @@ def test_many_items_equal_statsmodels_logit():
   np.testing.assert_allclose(scores[1:], fitted.params, atol=1e-6)
 
 
+def test_many_items_equal_the_mm_algorithm():
+  """Hunter 2004: p_i = wins_i / sum_j n_ij / (p_i + p_j), until it stands."""
+  generator = np.random.default_rng(4)
+  strengths = generator.normal(size=5)
+  comparisons = []
+  for first, second in generator.integers(0, 5, (300, 2)):
+    if first != second:
+      odds = np.exp(strengths[first] - strengths[second])
+      is_first = generator.random() < odds / (1 + odds)
+      sides = (first, second) if is_first else (second, first)
+      comparisons.append(sides)
+  wins = np.zeros((5, 5))
+  np.add.at(wins, tuple(np.array(comparisons).T), 1)
+  chances = np.ones(5)
+  for _ in range(2000):
+    met = (wins + wins.T) / (chances[:, None] + chances[None])
+    chances = wins.sum(axis=1) / met.sum(axis=1)
+    chances /= chances.sum()
+  fitted = _fit_scores(comparisons, 5)
+  np.testing.assert_allclose(
+    fitted, np.log(chances) - np.log(chances[0]), atol=1e-6
+  )
+
+
 def test_margin_moves_the_gap_by_the_margin():
   scores = _fit_scores([(1, 0)] * 7 + [(0, 1)] * 3, items=2)
   # With the margin on the winner's pairs alone the optimum solves

@@ -17,7 +17,6 @@ from p4lm.rewards.kinds import REWARD_KINDS, prompt_builder
 from p4lm.rewards.learned import (
   LearnedTerm,
   LearnedTermConfig,
-  check_same_sources,
 )
 from p4lm.rewards.terms import RewardRequest, evaluate_term
 from p4lm.rewards.text_encoding import CachingEncoder, repeats_of_each
@@ -406,10 +405,3 @@ def test_the_mean_of_a_population_is_taken_off_before_a_score_is_read(
 def test_bad_choices_are_named(options, named):
   with pytest.raises(UserError, match=named):
     LearnedTermConfig(**(LENGTHS | options))
-
-
-def test_checkpoints_of_other_sources_are_refused():
-  trained = {'vocabulary': 'abc', 'cf_tables': 'def'}
-  check_same_sources('nli', trained, trained | {'more': 'x'})
-  with pytest.raises(UserError, match="'nli'.*another cf_tables.*given none"):
-    check_same_sources('nli', trained, {'vocabulary': 'abc'})

@@ -98,6 +98,28 @@ def test_a_term_of_an_ensemble_tells_its_doubt_and_its_checkpoint(vocabulary):
   assert found.by_term['appeal'].checkpoint == 'ab12'
 
 
+@pytest.mark.parametrize('heads', [1, None])
+def test_a_single_head_logs_no_doubt(vocabulary, heads):
+  """Scores [R] and [R, 1] alike."""
+
+  def apply_fn(*inputs):
+    scores = _ensemble(*inputs)[:, :1]
+    return scores if heads else scores[:, 0]
+
+  term = LearnedTerm(
+    'appeal',
+    apply_fn,
+    jnp.float32(1.0),
+    LearnedTermConfig(8, 8, batch_size=2),
+    vocabulary=vocabulary,
+    build_prompt=prompt_builder('appeal'),
+  )
+  joint = JointReward([term], JointRewardConfig(weights={'appeal': 1.0}))
+  found = joint([RewardRequest(text, 'i', 'u') for text in ('a', 'a a')])
+  assert found.metrics['reward/appeal/std'] > 0
+  assert 'reward/appeal/spread' not in found.metrics
+
+
 def test_points_against_a_population_are_means_over_its_members():
   generator = np.random.default_rng(0)
   points, members = generator.normal(size=(2, 6, 4))

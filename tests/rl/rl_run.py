@@ -17,6 +17,7 @@ from pathlib import Path
 
 from p4lm.jobs import train_rl
 from p4lm.rewards.joint import JointRewardConfig
+from p4lm.rewards.weightings import WeightingConfig
 from p4lm.rl.critics import CriticConfig
 from p4lm.rl.eos import EosContract
 from p4lm.rl.kl_anchoring import AdaptiveKl, ReferenceConfig
@@ -25,6 +26,7 @@ from p4lm.rl.rebel import RebelConfig
 from p4lm.rl.reinforce import ReinforceConfig
 from p4lm.rl.replay import ReplayConfig
 from p4lm.rl.sac import SacConfig
+from p4lm.runs import rl_iteration
 from p4lm.runs.fitting import FitConfig
 from p4lm.training.optimizers import OptimizerConfig
 
@@ -38,12 +40,18 @@ class Run:
     options: its further arguments.
     stage: what trains.
     mesh_shape: of the run.
+    functions: rewards beside the world's.
   """
 
   algorithm: object
   options: Mapping = dataclasses.field(default_factory=dict)
   stage: str = 'full'
   mesh_shape: str = 'data=1'
+  functions: Mapping = dataclasses.field(default_factory=dict)
+
+
+def brevity(request):
+  return -float(len(request.text))
 
 
 RUNS = {
@@ -64,6 +72,11 @@ RUNS = {
       policy_updates=2,
     )
   ),
+  'conditioned': Run(
+    ReinforceConfig(),
+    {'weighting': WeightingConfig(levels=4)},
+    functions={'brevity': brevity},
+  ),
   'rebel': Run(RebelConfig(minibatches=2, epochs=2), stage='lora'),
 }
 
@@ -80,8 +93,10 @@ def run(
     data_dir=str(world / 'data'),
     output_dir=str(output_dir),
     checkpoint=str(world / ('sft_lora' if chosen.stage == 'lora' else 'sft')),
-    rewards={'appeal': str(world / 'appeal')},
-    joint_reward=JointRewardConfig(weights={'appeal': 1.0}),
+    rewards={'appeal': str(world / 'appeal'), **chosen.functions},
+    joint_reward=JointRewardConfig(
+      weights={'appeal': 1.0, **dict.fromkeys(chosen.functions, 1.0)}
+    ),
     eos_contract=EosContract('score_anyway'),
     training=FitConfig(
       stage=chosen.stage,
@@ -101,7 +116,7 @@ def run(
 
 def die_in(iteration: int) -> None:
   """Kills this process in the given iteration, counted from 1."""
-  collect, begun = train_rl.collect_rollout, []
+  collect, begun = rl_iteration.collect_rollout, []
 
   def collect_and_die(*args, **kwargs):
     collected = collect(*args, **kwargs)
@@ -110,7 +125,7 @@ def die_in(iteration: int) -> None:
       os.kill(os.getpid(), signal.SIGKILL)
     return collected
 
-  train_rl.collect_rollout = collect_and_die
+  rl_iteration.collect_rollout = collect_and_die
 
 
 if __name__ == '__main__':

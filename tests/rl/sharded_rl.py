@@ -16,7 +16,7 @@ import numpy as np
 import rl_run
 
 from p4lm.checkpoints.manager import CheckpointStore
-from p4lm.jobs import train_rl
+from p4lm.runs import rl_iteration
 from p4lm.training.optimizers import OptimizerConfig
 
 # Nearly linear in the gradient: Adam with a small eps would turn the rounding
@@ -26,7 +26,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=0.1, eps=1.0)
 
 def run(world, directory, chosen):
   """Metrics, texts, parameters; and how the sampled tokens were divided."""
-  collect, divided = train_rl.collect_rollout, []
+  collect, divided = rl_iteration.collect_rollout, []
 
   def watched(*args, **kwargs):
     collected = collect(*args, **kwargs)
@@ -34,11 +34,11 @@ def run(world, directory, chosen):
     divided.append(tokens.sharding.shard_shape(tokens.shape)[0])
     return collected
 
-  train_rl.collect_rollout = watched
+  rl_iteration.collect_rollout = watched
   try:
     rl_run.run(world, directory, chosen, 2, OPTIMIZER)
   finally:
-    train_rl.collect_rollout = collect
+    rl_iteration.collect_rollout = collect
   lines = (directory / 'metrics.jsonl').read_text().splitlines()
   texts = (directory / 'samples.jsonl').read_text().splitlines()
   _, items = CheckpointStore(directory / 'checkpoints').restore_any(['params'])

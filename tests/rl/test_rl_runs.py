@@ -55,14 +55,14 @@ def compilations(monkeypatch, caplog):
     'Finished XLA compilation' in record.getMessage()
     for record in caplog.records
   )
-  found, collect = [], rl_run.train_rl.collect_rollout
+  found, collect = [], rl_run.rl_iteration.collect_rollout
 
   def collect_and_count(*args, **kwargs):
     found.append(count())
     return collect(*args, **kwargs)
 
   with monkeypatch.context() as patch, jax.log_compiles():
-    patch.setattr(rl_run.train_rl, 'collect_rollout', collect_and_count)
+    patch.setattr(rl_run.rl_iteration, 'collect_rollout', collect_and_count)
     with caplog.at_level(logging.WARNING, logger='jax'):
       yield found
   found.append(count())

@@ -73,7 +73,9 @@ def _read(tmp_path, monkeypatch, vocabulary, report):
 
   def read(output='score', kind='appeal', is_general=False):
     model = types.SimpleNamespace(
-      config=types.SimpleNamespace(kind=kind, is_general=is_general),
+      config=types.SimpleNamespace(
+        kind=kind, is_general=is_general, is_variational=False
+      ),
       card=types.SimpleNamespace(prompt_length=60, response_length=40),
       vocabulary=vocabulary,
       module=Sines,
