@@ -95,25 +95,35 @@ def _mix_forward(scores, values, masks, kept):
     _folded(_weighed, _times(part, factor), value)
     for part, factor, value in zip(weights, kept, values)
   )
-  context = mixed / total
-  residuals = weights, values, kept, context, total, _looks(masks)
-  return context.astype(values[0].dtype), residuals
+  context = (mixed / total).astype(values[0].dtype)
+  return context, (weights, values, kept, total, _looks(masks))
 
 
 def _mix_backward(residuals, gradient):
-  weights, values, kept, context, total, looks = residuals
+  weights, values, kept, total, looks = residuals
   gradient = gradient.astype(jnp.float32) / total
   of_values = gradient.astype(values[0].dtype)
   # Zero where a query looks nowhere, and with it all that its scores get.
   of_scores = gradient
   if looks is not None:
     of_scores = jnp.where(looks, gradient, 0.0)
-  mean = jnp.sum(of_scores * context, axis=-1, keepdims=True)
   of_scores = of_scores.astype(values[0].dtype)
-  score_gradients, value_gradients = [], []
+  of_weights = [
+    _times(_folded(products, of_scores, value), factor)
+    for value, factor in zip(values, kept)
+  ]
+  # As a sum over keys and not as gradient times context, which is the same on
+  # paper: a query that sees one key then has a gradient of exactly zero.
+  mean = sum(
+    (part * found).sum(axis=-1, keepdims=True)
+    for part, found in zip(weights, of_weights)
+  )
+  mean /= total
+  score_gradients = [
+    part * (found - mean) for part, found in zip(weights, of_weights)
+  ]
+  value_gradients = []
   for part, value, factor in zip(weights, values, kept):
-    of_weights = _times(_folded(products, of_scores, value), factor)
-    score_gradients.append(part * (of_weights - mean))
     rows = (*value.shape[:-2], -1)
     by_key = jnp.einsum(
       '...qk,...qm->...km',
