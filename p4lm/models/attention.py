@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from p4lm.models.layers import Dense
-from p4lm.models.mixing import kept_weights, mix, products
+from p4lm.models.layers import Dense, dropout
 from p4lm.typing import Array, Bool, Float, Key
+
+# Added to masked scores: finite, so that a row with nothing to attend to gives
+# the mean of its values instead of NaN.
+MASKED = -1e30
 
 
 @jax.custom_vjp
@@ -53,8 +56,8 @@ def attend(
 ) -> Float[Array, 'B H Q K']:
   """softmax(scale q k^T + bias) v over the positions that `mask` keeps.
 
-  Scores and softmax are float32 whatever the inputs' type; T5 uses scale 1
-  (its initialisation absorbs the root).
+  The one attention of every model. Scores and softmax are float32 whatever
+  the inputs' type; T5 uses scale 1 (its initialisation absorbs the root).
 
   Args:
     query: for Q positions.
@@ -67,13 +70,18 @@ def attend(
     dropout_rate: of the attention weights.
     dropout_key: None for no dropout.
   """
-  scores = products(query, key)
+  scores = jnp.einsum(
+    'bhqk,bhmk->bhqm', query, key, preferred_element_type=jnp.float32
+  )
   if scale != 1.0:
     scores *= scale
   if bias is not None:
     scores = add_bias(scores, bias)
-  kept = kept_weights(scores.shape, dropout_rate, dropout_key)
-  return mix((scores,), (value,), (mask,), (kept,))
+  if mask is not None:
+    scores = jnp.where(mask, scores, MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  weights = dropout(weights, dropout_rate, dropout_key)
+  return jnp.einsum('bhqm,bhmk->bhqk', weights, value)
 
 
 class Attention(nnx.Module):

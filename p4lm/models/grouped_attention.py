@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from p4lm.models.attention import MASKED
 from p4lm.models.layers import dropout
-from p4lm.models.mixing import MASKED
 from p4lm.typing import Array, Bool, Float, Key
 
 
