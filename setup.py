@@ -22,6 +22,7 @@ CORE = [
   'array-record>=0.5.1',
   'flax>=0.12',
   'gin-config>=0.5',
+  'google-crc32c>=1.5',
   'grain>=0.2.12',
   # TFDS prepares data sets with it, and does not ask for it.
   'importlib-resources>=6.4',

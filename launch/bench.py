@@ -54,7 +54,7 @@ LIBRARIES = {
 # The sizes that each benchmark is run at, unless --size says otherwise.
 SIZES = {
   'wals': ('1m', '10m'),
-  'reading': ('25m', '25m_amazon', '25m_regen'),
+  'reading': ('25m', '25m_amazon', '25m_regen', '25m_tfds'),
   'top_items': ('376k',),
   'training': ('t5_small', 't5_tiny'),
   'sampling': (

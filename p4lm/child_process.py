@@ -13,6 +13,16 @@ import sys
 
 _PARENT = 'P4LM_PARENT'
 _PR_SET_PDEATHSIG = 1
+# Memory that is given back to Linux between batches must be cleared for the
+# next one: a quarter of the time of reading 25 million records.
+_KEEP_MEMORY = ':'.join(
+  f'glibc.malloc.{name}={value}'
+  for name, value in (
+    ('hugetlb', 1),
+    ('mmap_threshold', 1 << 25),
+    ('trim_threshold', 1 << 32),
+  )
+)
 
 
 def environment() -> dict[str, str]:
@@ -33,6 +43,7 @@ def tensorflow_environment() -> dict[str, str]:
     'CUDA_VISIBLE_DEVICES': '',
     'JAX_PLATFORMS': 'cpu',
     'TF_CPP_MIN_LOG_LEVEL': '3',
+    'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', _KEEP_MEMORY),
   }
 
 
@@ -43,8 +54,15 @@ def end_with_parent() -> None:
   exactly, so a kill at any moment loses time alone.
   """
   parent = os.environ.pop(_PARENT, None)
-  if parent is None or not sys.platform.startswith('linux'):
+  if parent is None:
+    return
+  end_with(int(parent))
+
+
+def end_with(parent: int) -> None:
+  """Asks Linux to kill this process when its parent, a process id, dies."""
+  if not sys.platform.startswith('linux'):
     return
   ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-  if os.getppid() != int(parent):  # It died before the request.
+  if os.getppid() != parent:  # It died before the request.
     os.kill(os.getpid(), signal.SIGKILL)

@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 import numpy as np
+import prepared
 import ratings
 
 
@@ -104,7 +105,7 @@ def _bytes(texts) -> bytes:
   return memoryview(texts.buffers()[2])[offsets[0] : offsets[-1]]
 
 
-LAYOUTS = {'amazon': _amazon, 'regen': _regen}
+LAYOUTS = {'amazon': _amazon, 'regen': _regen, 'tfds': prepared.write}
 _FIRST_SECOND = 1_000_000_000
 _ROWS = 1 << 20
 _USERS = 1 << 12

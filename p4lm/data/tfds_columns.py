@@ -5,9 +5,9 @@ two directories of prepared records and writes two Arrow streams, one after the
 other, to its standard output. It is a process of its own because TensorFlow
 needs one: no process that trains, or starts others that do, may load it.
 
-TFDS reads its records one by one. Here thousands are parsed together, and of a
-rating only the four values that it is: its film's title and genres, which TFDS
-repeats in each rating, are skipped.
+TFDS reads its records one by one. Here thousands are cut (`tfrecords`) and
+parsed together by threads ahead, and of a rating only the four values that it
+is: its film's title and genres, which TFDS repeats in each rating, are skipped.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from p4lm import child_process
+from p4lm.data import ahead, tfrecords
 from p4lm.errors import UserError
 
 # The exit status of an error that the user can mend, told on stderr.
@@ -41,10 +42,8 @@ RATING_SCHEMA = pa.schema(
     ('timestamp', pa.int64()),
   ]
 )
-# Records that are parsed together: 12 MB of them.
+# Records of an ArrayRecord file that are parsed together: 12 MB of them.
 _ROWS = 1 << 16
-# Shards that are read at a time, each by a thread.
-_SHARDS = 4
 
 
 def write_films(builder_dir: str, target: BinaryIO) -> None:
@@ -101,8 +100,8 @@ def write_ratings(builder_dir: str, target: BinaryIO) -> None:
 
   def columns(batch: dict) -> list[pa.Array]:
     return [
-      _strings(batch['user_id']).dictionary_encode(),
-      _strings(batch['movie_id']).dictionary_encode(),
+      _ids(batch['user_id']),
+      _ids(batch['movie_id']),
       pa.array(batch['user_rating'].numpy(), pa.float32()),
       pa.array(batch['timestamp'].numpy(), pa.int64()),
     ]
@@ -140,61 +139,68 @@ def _write(
   import tensorflow as tf
 
   num_rows, wanted = 0, info.splits['train'].num_examples
+
+  def parse(block) -> pa.RecordBatch:
+    batch = tf.io.parse_example(_serialized(block), features)
+    return pa.record_batch(columns(batch), schema=schema)
+
   with pa.ipc.new_stream(target, schema) as writer:
     try:
-      for records in _serialized(info):
-        batch = tf.io.parse_example(records, features)
-        arrays = columns(batch)
-        num_rows += len(arrays[0])
-        writer.write_batch(pa.record_batch(arrays, schema=schema))
+      for batch in ahead.in_order(_blocks(info), parse):
+        num_rows += len(batch)
+        writer.write_batch(batch)
     except (tf.errors.OpError, pa.ArrowInvalid, RuntimeError) as error:
+      raise _damaged(builder_dir, error) from error
+    except UserError as error:
       raise _damaged(builder_dir, error) from error
     if num_rows != wanted:
       problem = f'{num_rows} records where TFDS counted {wanted}'
       raise _damaged(builder_dir, problem)
 
 
-def _serialized(info) -> Iterator:
-  """Batches of serialized tf.train.Examples, as string tensors [<= _ROWS]."""
-  import tensorflow as tf
-
+def _blocks(info) -> Iterator[tfrecords.Block | list[bytes]]:
+  """The serialized tf.train.Examples of all shards, some at a time."""
   paths = [os.fspath(path) for path in info.splits['train'].filepaths]
   # Before it wrote down the format, TFDS knew one alone.
   file_format = info.file_format.value if info.file_format else 'tfrecord'
-  if file_format == 'tfrecord':
-    # Whoever reads the streams sorts the rows, so shards may take turns.
-    yield from (
-      tf.data.Dataset.from_tensor_slices(paths)
-      .interleave(
-        lambda path: tf.data.TFRecordDataset(path, buffer_size=8 << 20).batch(
-          _ROWS
-        ),
-        cycle_length=_SHARDS,
-        num_parallel_calls=_SHARDS,
-      )
-      .prefetch(1)
-    )
-  elif file_format == 'array_record':
-    for path in paths:
-      yield from _array_records(path)
-  else:
+  readers = {'tfrecord': tfrecords.read, 'array_record': _array_records}
+  if file_format not in readers:
     raise UserError(
       f'{info.data_dir} is prepared in the file format {file_format!r}; '
       "prepare it in TFDS' default 'tfrecord', or in 'array_record'"
     )
+  return readers[file_format](paths)
 
 
-def _array_records(path: str) -> Iterator:
+def _serialized(block: tfrecords.Block | list[bytes]):
+  """A string tensor [R]."""
   import tensorflow as tf
+
+  if isinstance(block, list):
+    return tf.constant(block)
+  places = block.places
+  return tf.strings.substr(block.data, places.starts, places.lengths)
+
+
+def _array_records(paths: list[str]) -> Iterator[list[bytes]]:
   from array_record.python import array_record_module
 
-  reader = array_record_module.ArrayRecordReader(path)
-  try:
-    for start in range(0, reader.num_records(), _ROWS):
-      end = min(start + _ROWS, reader.num_records())
-      yield tf.constant(reader.read(start, end))
-  finally:
-    reader.close()
+  for path in paths:
+    reader = array_record_module.ArrayRecordReader(path)
+    try:
+      for start in range(0, reader.num_records(), _ROWS):
+        end = min(start + _ROWS, reader.num_records())
+        yield reader.read(start, end)
+    finally:
+      reader.close()
+
+
+def _ids(tensor) -> pa.DictionaryArray:
+  """Texts of which many are equal."""
+  import tensorflow as tf
+
+  ids, codes = tf.unique(tensor)
+  return pa.DictionaryArray.from_arrays(pa.array(codes.numpy()), _strings(ids))
 
 
 def _strings(tensor) -> pa.Array:

@@ -253,7 +253,7 @@ def _collected(stream: pa.RecordBatchReader) -> tuple:
 def _sorted(users, items, ratings, timestamps) -> _Ratings:
   users, items = _with_sorted_ids(users), _with_sorted_ids(items)
   keys = users.codes.astype(np.int64) * len(items.ids) + items.codes
-  order = np.argsort(keys)
+  order = rating_data.stable_order(keys)
   ordered = keys[order]
   if (ordered[1:] == ordered[:-1]).any():
     order = np.lexsort((ratings, timestamps, keys))

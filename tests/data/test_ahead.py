@@ -1,8 +1,10 @@
 """Results come in order, and errors in the place of what they befell."""
 
+import multiprocessing
 import os
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -70,3 +72,10 @@ def test_a_failure_of_the_items_comes_after_the_results_before_it():
   assert next(results) == 2
   with pytest.raises(OSError, match='cut'):
     next(results)
+
+
+def test_processes_may_do_the_work():
+  with ProcessPoolExecutor(
+    1, mp_context=multiprocessing.get_context('spawn')
+  ) as pool:
+    assert list(in_order([-3, 4, -5], abs, pool)) == [3, 4, 5]
