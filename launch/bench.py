@@ -1,14 +1,14 @@
 r"""Speed and memory of p4lm beside the best libraries, in one run.
 
-  python launch/bench.py                        every benchmark, one core
+  python launch/bench.py                        every benchmark
   python launch/bench.py wals --size=10m        one of them
   python launch/bench.py --cores=0,1 --repeats=5 --output=runs/bench
 
 wals       seconds of an epoch of weighted ALS, 128 factors: p4lm (exact),
            irspack (exact), implicit (three steps of conjugate gradients)
-reading    releases of MovieLens, Amazon Reviews 2018 and REGEN into p4lm's
-           tables, splits and checks; beside it pyarrow parsing the ratings of
-           the first and doing nothing with them
+reading    releases of MovieLens, Amazon Reviews 2018, REGEN and MovieLens by
+           TensorFlow Datasets into p4lm's tables, splits and checks; beside it
+           pyarrow parsing the ratings of the first and doing nothing with them
 top_items  the best 20 of 376,000 items for 1,000 users: p4lm and faiss
 training   a step of T5 1.1 small and of a tiny T5, batch of 8 x (256 in, 64
            out), AdamW: p4lm and transformers on PyTorch; tokens are all of the
@@ -19,8 +19,9 @@ rl         an iteration of GRPO on a tiny Llama, 8 prompts x 8 responses of 64
            tokens, four trivial rewards: p4lm and TRL; and p4lm on a tiny T5
 
 Contenders run one after the other in processes of their own, in turn, on the
-same cores and on the same generated data (in OUTPUT/data, kept for the next
-time; --size=small is for a trial). p4lm's memory is in huge pages where its
+same cores (one of them, for reading all, unless --cores says which) and on the
+same generated data (in OUTPUT/data, kept for the next time; --size=small is for
+a trial). p4lm's memory is in huge pages where its
 jobs' is (p4lm/huge_pages.py); GLIBC_TUNABLES=glibc.malloc.hugetlb=1 gives them
 to every contender, and =0 to none. CPU seconds are those of all threads;
 medians over the repeats, with the least and the most; a rate is of the wall
@@ -97,7 +98,7 @@ def _options(arguments) -> argparse.Namespace:
   parser.add_argument('benchmarks', nargs='*', metavar='BENCHMARK')
   parser.add_argument('--output', default='runs/bench')
   parser.add_argument(
-    '--cores', default='0', help='cores to run on, such as 0,1 (default: 0)'
+    '--cores', help='cores to run on, such as 0,1 (default: one, reading: all)'
   )
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--size', action='append', help='only these sizes')
@@ -111,17 +112,28 @@ def _options(arguments) -> argparse.Namespace:
   for size in options.size or ():
     if size not in known:
       parser.error(f'no size {size!r}; choose from {", ".join(sorted(known))}')
+  if options.repeats < 1:
+    parser.error(f'--repeats={options.repeats} must be 1 or more')
+  options.cores = _cores(parser, options)
+  return options
+
+
+def _cores(parser, options) -> dict[str, list[int]]:
+  """The cores of each benchmark."""
+  here = os.sched_getaffinity(0)
+  if options.cores is None:
+    return {
+      name: sorted(here) if name == 'reading' else [min(here)]
+      for name in LIBRARIES
+    }
   try:
     cores = {int(core) for core in options.cores.split(',')}
   except ValueError:
     parser.error(f'--cores={options.cores} must be numbers, such as 0,1')
-  absent = cores - os.sched_getaffinity(0)
-  if absent:
-    parser.error(f'--cores={options.cores}: no core {min(absent)} here')
-  if options.repeats < 1:
-    parser.error(f'--repeats={options.repeats} must be 1 or more')
-  options.cores = sorted(cores)
-  return options
+  if cores - here:
+    absent = min(cores - here)
+    parser.error(f'--cores={options.cores}: no core {absent} here')
+  return dict.fromkeys(LIBRARIES, sorted(cores))
 
 
 def _compare(benchmark, size, output, options) -> tuple[list[dict], int]:
@@ -137,7 +149,7 @@ def _compare(benchmark, size, output, options) -> tuple[list[dict], int]:
       if library in missing or library in failed:
         continue
       status, answer = _run(
-        benchmark, library, size, data, output, options.cores
+        benchmark, library, size, data, output, options.cores[benchmark]
       )
       if status:
         print(f'{benchmark} {size} {library}: {_reason(status)}', flush=True)
@@ -233,7 +245,9 @@ def _save(output: pathlib.Path, rows: list[dict], options) -> None:
   about = {
     'machine': platform.machine(),
     'processor': _processor(),
-    'cores': options.cores,
+    'cores': {
+      row['benchmark']: options.cores[row['benchmark']] for row in rows
+    },
     'repeats': options.repeats,
     'python': platform.python_version(),
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import resource
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ DATASETS = {
   'regen': 'regen',
   'tfds': 'tfds:movielens/25m',
 }
+# A step in what make_data prints.
+_STEP = re.compile(r'^  (read|split|save) +([0-9.]+) s ', re.MULTILINE)
 
 
 def p4lm(size: str, data: str, work: str) -> dict:
@@ -25,7 +28,7 @@ def p4lm(size: str, data: str, work: str) -> dict:
   tables = pathlib.Path(work, 'tables-reading')
   shutil.rmtree(tables, ignore_errors=True)
   started = time.perf_counter(), _child_secs()
-  subprocess.run(
+  done = subprocess.run(
     [
       sys.executable,
       *('-m', 'p4lm.main', 'make_data'),
@@ -34,13 +37,16 @@ def p4lm(size: str, data: str, work: str) -> dict:
       f'--gin.OUTPUT_DIR={tables}',
       '--gin.make_data.write_texts=False',
     ],
-    stdout=sys.stderr,
+    stdout=subprocess.PIPE,
     check=True,
+    text=True,
   )
+  print(done.stdout, file=sys.stderr)
   return {
     'what': 'make_data: read, check, split, write',
     'cpu_secs': _child_secs() - started[1],
     'wall_secs': time.perf_counter() - started[0],
+    'phases': {name: float(secs) for name, secs in _STEP.findall(done.stdout)},
   }
 
 

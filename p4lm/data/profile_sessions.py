@@ -169,14 +169,14 @@ def _as_published(events: SessionEvents, rule: SessionRule):
   users = users[np.argsort(first)]
   num_train = len(users) - math.ceil(rule.held_out_share * len(users))
   is_train = np.isin(events.user(rows), users[:num_train])
-  known = np.unique(events.item(rows[is_train]))
+  known = events.items_of(rows[is_train])
   held_out = events.with_known_items(rows[~is_train], known)
   rows = events.by_time(np.concatenate([rows[is_train], held_out]))
   # The prompts are looked at once more when they become tokens.
   rows = events.with_fitting_prompts(rows)
   made = events.sessions(rows, users)
   made = made.only(made.targets >= 0)
-  lost = len(np.unique(events.user(rows))) - len(made.users)
+  lost = len(events.users_of(rows)) - len(made.users)
   count(events.dropped, 'user who met nothing but the history again', lost)
   splits = np.full(len(made.users), TRAIN, np.int8)
   held = np.flatnonzero(np.isin(made.users, users[num_train:]))
@@ -215,7 +215,7 @@ def _corrected(events: SessionEvents, rule: SessionRule):
     is_late.sum(),
   )
   train = rows[is_train & ~is_late]
-  known = np.unique(events.item(train))
+  known = events.items_of(train)
   held_out = events.with_known_items(rows[~is_train], known)
   held_out = events.with_fitting_prompts(held_out)
   rows = events.by_time(np.concatenate([train, held_out]))

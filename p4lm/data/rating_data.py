@@ -186,13 +186,16 @@ def stable_order(keys: np.ndarray) -> np.ndarray:
   """int64 [M], rows by key; equal ones stay in their order.
 
   Args:
-    keys: int64 [M], not negative.
+    keys: int64 [M].
   """
   width = len(keys).bit_length()
-  if not len(keys) or int(keys.max()).bit_length() + width > 63:
+  if not len(keys):
+    return np.zeros(0, np.int64)
+  least = int(keys.min())
+  if (int(keys.max()) - least).bit_length() + width > 63:
     return np.argsort(keys, kind='stable')
   # Sorting numbers is faster than sorting rows by them.
-  packed = (keys << width) | np.arange(len(keys))
+  packed = (keys.astype(np.int64) - least << width) | np.arange(len(keys))
   packed.sort()
   return packed & ((1 << width) - 1)
 

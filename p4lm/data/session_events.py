@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from p4lm.data.rating_data import count
+from p4lm.data.rating_data import count, stable_order
 from p4lm.data.tables import EncodedIds
 from p4lm.errors import UserError
 
@@ -80,7 +80,7 @@ class SessionEvents:
   def by_time(self, rows: np.ndarray | None = None) -> np.ndarray:
     """Rows (all by default) by time; those of one moment keep their order."""
     rows = np.arange(len(self.times)) if rows is None else np.sort(rows)
-    return rows[np.argsort(self.times[rows], kind='stable')]
+    return rows[stable_order(self.times[rows])]
 
   def core(self, rows: np.ndarray) -> np.ndarray:
     """Removes users and items with too few events until none has.
@@ -100,6 +100,14 @@ class SessionEvents:
           )
     count(self.dropped, f'event outside the {least}-core', first - len(rows))
     return rows
+
+  def users_of(self, rows: np.ndarray) -> np.ndarray:
+    """Their distinct codes, ascending."""
+    return np.flatnonzero(np.bincount(self.user(rows)))
+
+  def items_of(self, rows: np.ndarray) -> np.ndarray:
+    """Their distinct codes, ascending."""
+    return np.flatnonzero(np.bincount(self.item(rows)))
 
   def is_long(self, rows: np.ndarray) -> np.ndarray:
     """bool, whether the item's text is too long."""
@@ -151,11 +159,11 @@ class SessionEvents:
 
     Every user with rows must be among `users`.
     """
-    users = users[np.isin(users, self.user(rows))]
+    users = users[np.isin(users, self.users_of(rows))]
     rank = np.zeros(len(self.users.ids), np.int64)
     rank[users] = np.arange(len(users))
     session = rank[self.user(rows)]
-    order = np.argsort(session, kind='stable')
+    order = stable_order(session)
     rows, session = rows[order], session[order]
     starts = np.searchsorted(session, np.arange(len(users)))
     place = np.arange(len(rows)) - starts[session]
@@ -171,6 +179,7 @@ class SessionEvents:
 
   def _by_user(self, rows: np.ndarray):
     """(codes, where each begins, rows by user and then time)."""
-    ordered = rows[np.argsort(self.user(rows), kind='stable')]
-    codes, starts = np.unique(self.user(ordered), return_index=True)
-    return codes, starts, ordered
+    ordered = rows[stable_order(self.user(rows))]
+    counts = np.bincount(self.user(ordered))
+    codes = np.flatnonzero(counts)
+    return codes, (np.cumsum(counts) - counts)[codes], ordered
