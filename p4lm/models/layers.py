@@ -300,10 +300,17 @@ def scan_layers(
   return jax.lax.scan(body, carry, (params, inputs), unroll=unroll)
 
 
-def layer_slice(stack: nnx.Module, index: int) -> nnx.Module:
+def layer_slice(stack: nnx.Module | nnx.List, index: int) -> nnx.Module:
   """The index-th layer of a stack as a module of its own."""
+  if isinstance(stack, nnx.List):
+    return stack[index]
   graphdef, params = nnx.split(stack)
   return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[index], params))
+
+
+def unstacked(stack: nnx.Module) -> nnx.List:
+  """The layers of a stack, each with parameters of its own."""
+  return nnx.List([layer_slice(stack, i) for i in range(num_layers(stack))])
 
 
 def num_layers(stack: nnx.Module) -> int:

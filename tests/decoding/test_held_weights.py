@@ -12,6 +12,7 @@ from flax import nnx
 from tiny_models import CONFIG, DECODER_CONFIG, make_batch
 
 from p4lm.decoding.held_weights import hold_weights
+from p4lm.models.layers import layer_slice
 from p4lm.models.recommender import Recommender
 from p4lm.partitioning.build import build_model
 
@@ -30,7 +31,7 @@ def test_held_weights_are_rounded_once_and_change_no_logit(name):
     model = nnx.merge(graphdef, state)
     held = hold_weights(model)
     for which, one in (('as they lie', model), ('held', held)):
-      layer = one.lm.decoder.layers
+      layer = layer_slice(one.lm.decoder.layers, 0)
       types[which] = {
         'kernel': layer.ffn.wi_0.kernel.get_value().dtype,
         'norm': layer.ffn_norm.scale.get_value().dtype,
@@ -50,3 +51,26 @@ def test_held_weights_are_rounded_once_and_change_no_logit(name):
   whole = {'kernel': 'float32', 'norm': 'float32', 'table': 'float32'}
   assert types['as they lie'] == whole
   assert types['held'] == {**whole, 'kernel': 'bfloat16'}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_step_cuts_no_weights_out_of_a_stack(name):
+  model = Recommender(CONFIGS[name], rngs=nnx.Rngs(0))
+  stacked = model.lm.decoder.layers.ffn.wi_0.kernel.get_value().shape
+  cache = model.start_cache(model.encode(**make_batch()), 5, 2)
+
+  def cuts(model):
+    graphdef, state = nnx.split(model)
+    step = jax.make_jaxpr(
+      lambda state: nnx.merge(graphdef, state).decode_step(
+        cache, jnp.arange(6)
+      )[0]
+    )(state)
+    return sum(
+      value.aval.shape == stacked
+      for equation in step.eqns
+      for value in equation.invars
+    )
+
+  assert cuts(model) > 0
+  assert cuts(hold_weights(model)) == 0
