@@ -325,6 +325,7 @@ _OURS_ALONE = (
   'pad_id',
   'dropout_rate',
   'dtype',
+  'attention',
   'remat',
   'scan_unroll',
   'query_scalar',

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from p4lm.models.layers import Dense, dropout
+from p4lm.models.library_attention import OWN, dot_product_attention
 from p4lm.typing import Array, Bool, Float, Key
 
 # Added to masked scores: finite, so that a row with nothing to attend to gives
@@ -53,6 +54,7 @@ def attend(
   scale: float = 1.0,
   dropout_rate: float = 0.0,
   dropout_key: Key[Array, ''] | None = None,
+  implementation: str = OWN,
 ) -> Float[Array, 'B H Q K']:
   """softmax(scale q k^T + bias) v over the positions that `mask` keeps.
 
@@ -69,7 +71,19 @@ def attend(
     scale: factor of the scores.
     dropout_rate: of the attention weights.
     dropout_key: None for no dropout.
+    implementation: one of `library_attention`; others than 'own' have no
+      dropout.
   """
+  if implementation != OWN:
+    return dot_product_attention(
+      query,
+      key,
+      value,
+      bias=bias,
+      mask=mask,
+      scale=scale,
+      implementation=implementation,
+    )
   scores = jnp.einsum(
     'bhqk,bhmk->bhqm', query, key, preferred_element_type=jnp.float32
   )

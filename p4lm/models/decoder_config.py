@@ -5,6 +5,7 @@ import dataclasses
 from p4lm.errors import UserError
 from p4lm.models.config_json import JsonConfig
 from p4lm.models.layers import ACTIVATIONS
+from p4lm.models.library_attention import IMPLEMENTATIONS, OWN
 from p4lm.models.rope import RopeScaling
 
 _SIZES = (
@@ -65,6 +66,8 @@ class DecoderConfig(JsonConfig):
     dropout_rate: of what the blocks add, applied where a key is given.
     dtype: of the computation, 'float32' or 'bfloat16'; parameters, norms,
       softmax and logits are float32 always.
+    attention: of whole sequences: 'own', or jax.nn.dot_product_attention by
+      'xla' or 'cudnn' (NVIDIA GPUs, bfloat16; 'xla' elsewhere).
     remat: recompute each layer in the backward pass.
     scan_unroll: layers to an iteration of the loop over layers; 0 for all.
     family: 'decoder', which tells it from a T5Config in JSON.
@@ -96,6 +99,7 @@ class DecoderConfig(JsonConfig):
   pad_id: int = 0
   dropout_rate: float = 0.0
   dtype: str = 'float32'
+  attention: str = OWN
   remat: bool = False
   scan_unroll: int = 1
   family: str = 'decoder'
@@ -115,11 +119,18 @@ class DecoderConfig(JsonConfig):
     choices = {
       'activation': tuple(ACTIVATIONS),
       'dtype': ('float32', 'bfloat16'),
+      'attention': IMPLEMENTATIONS,
       'family': ('decoder',),
     }
     for name, options in choices.items():
       wanted = f'one of {", ".join(options)}'
       self._require(name, getattr(self, name) in options, wanted)
+    for name in ('attention_soft_cap', 'dropout_rate'):
+      self._require(
+        'attention',
+        self.attention == OWN or not getattr(self, name),
+        f'{OWN!r} where {name} is above 0',
+      )
     self._require(
       'dropout_rate', 0 <= self.dropout_rate < 1, 'a number in [0, 1)'
     )

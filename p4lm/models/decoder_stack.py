@@ -140,6 +140,7 @@ class Layer(nnx.Module):
       soft_cap=self.config.attention_soft_cap,
       dropout_rate=rate,
       dropout_key=fold(key, 0),
+      implementation=self.config.attention,
     )
     y = self.attention.output(context)
     if self.attention_post_norm is not None:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from p4lm.models.attention import MASKED
 from p4lm.models.layers import dropout
+from p4lm.models.library_attention import OWN, dot_product_attention
 from p4lm.typing import Array, Bool, Float, Key
 
 
@@ -45,6 +46,7 @@ def attend_parts(
   soft_cap: float = 0.0,
   dropout_rate: float = 0.0,
   dropout_key: Key[Array, ''] | None = None,
+  implementation: str = OWN,
 ) -> Float[Array, 'R H Q K']:
   """softmax(cap(scale q k^T)) v over all parts together.
 
@@ -59,7 +61,19 @@ def attend_parts(
     soft_cap: bound of the scores, 0 for none.
     dropout_rate: of the attention weights.
     dropout_key: None for no dropout.
+    implementation: one of `library_attention`, for keys that lie in one place
+      and a query's own; others than 'own' have neither cap nor dropout.
   """
+  if implementation != OWN and _is_plain(query, parts):
+    [part] = parts
+    return dot_product_attention(
+      query,
+      part.keys,
+      part.values,
+      mask=part.mask[:, None],
+      scale=scale,
+      implementation=implementation,
+    )
   scores = [
     _masked(_capped(_scores(query, part.keys) * scale, soft_cap), part.mask)
     for part in parts
@@ -75,6 +89,11 @@ def attend_parts(
     context = found if context is None else context + found
     start += width
   return context
+
+
+def _is_plain(query: Array, parts: Sequence[KeyPart]) -> bool:
+  """Whether each row of queries has keys of its own, all in one place."""
+  return len(parts) == 1 and parts[0].keys.shape[0] == query.shape[0]
 
 
 def _scores(

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from p4lm.errors import UserError
 from p4lm.models.config_json import JsonConfig
+from p4lm.models.library_attention import IMPLEMENTATIONS, OWN
 
 # Feed-forward kind -> activation and whether it is gated.
 FEED_FORWARD = {'gated-gelu': ('gelu', True), 'relu': ('relu', False)}
@@ -32,6 +33,8 @@ class T5Config(JsonConfig):
     tie_embeddings: logits from the embedding table (1.0).
     dtype: of the computation, 'float32' or 'bfloat16'; parameters, norms,
       softmax and logits are float32 always.
+    attention: of whole sequences: 'own', or jax.nn.dot_product_attention by
+      'xla' or 'cudnn' (NVIDIA GPUs, bfloat16; 'xla' elsewhere).
     remat: recompute each layer in the backward pass.
     scan_unroll: layers to an iteration of the loop over layers; 0 for all.
       Loops compile faster, unrolled layers run faster where they are small.
@@ -53,6 +56,7 @@ class T5Config(JsonConfig):
   feed_forward: str = 'gated-gelu'
   tie_embeddings: bool = False
   dtype: str = 'float32'
+  attention: str = OWN
   remat: bool = False
   scan_unroll: int = 1
   family: str = 't5'
@@ -73,6 +77,16 @@ class T5Config(JsonConfig):
     _require(self, 'family', self.family == 't5', "'t5'")
     dtypes = ('float32', 'bfloat16')
     _require(self, 'dtype', self.dtype in dtypes, f'one of {dtypes}')
+    names = ', '.join(IMPLEMENTATIONS)
+    _require(
+      self, 'attention', self.attention in IMPLEMENTATIONS, f'one of {names}'
+    )
+    _require(
+      self,
+      'attention',
+      self.attention == OWN or not self.dropout_rate,
+      f'{OWN!r} where dropout_rate is above 0',
+    )
     _require(
       self, 'dropout_rate', 0 <= self.dropout_rate < 1, 'a number in [0, 1)'
     )

@@ -9,6 +9,7 @@ from flax import nnx
 from p4lm.models import layers
 from p4lm.models.attention import Attention, attend
 from p4lm.models.layers import dropout, fold
+from p4lm.models.library_attention import OWN
 from p4lm.models.position_bias import RelativeBias, row_at
 from p4lm.models.t5_cache import DecodeCache, Encoded
 from p4lm.models.t5_config import FEED_FORWARD, T5Config
@@ -26,6 +27,7 @@ class EncoderLayer(nnx.Module):
     self.ffn_norm = _norm(config, **options)
     self.ffn = _feed_forward(config, **options)
     self.dropout_rate = config.dropout_rate
+    self.implementation = config.attention
 
   def __call__(self, x, bias, mask, key=None):
     rate = self.dropout_rate
@@ -37,6 +39,7 @@ class EncoderLayer(nnx.Module):
       mask=mask,
       dropout_rate=rate,
       dropout_key=fold(key, 0),
+      implementation=self.implementation,
     )
     x += dropout(self.attention.output(context), rate, fold(key, 1))
     y = self.ffn(self.ffn_norm(x), dropout_rate=rate, dropout_key=fold(key, 2))
@@ -101,6 +104,7 @@ class DecoderLayer(nnx.Module):
     self.ffn_norm = _norm(config, **options)
     self.ffn = _feed_forward(config, **options)
     self.dropout_rate = config.dropout_rate
+    self.implementation = config.attention
 
   def __call__(self, x, bias, causal, encoded: Encoded, key=None):
     """Teacher forcing: x [R,L,D] with every position at once."""
@@ -113,10 +117,13 @@ class DecoderLayer(nnx.Module):
       mask=causal,
       dropout_rate=rate,
       dropout_key=fold(key, 0),
+      implementation=self.implementation,
     )
     x += dropout(self.self_attention.output(context), rate, fold(key, 1))
     keys, values = self.cross_attention.keys_values(encoded.hidden)
-    y = self._cross(x, keys, values, encoded.mask, fold(key, 2))
+    y = self._cross(
+      x, keys, values, encoded.mask, fold(key, 2), self.implementation
+    )
     x += dropout(y, rate, fold(key, 3))
     return self._feed_forward(x, fold(key, 4))
 
@@ -139,7 +146,7 @@ class DecoderLayer(nnx.Module):
     x += self._cross(x, *cross)
     return self._feed_forward(x), self_keys, self_values
 
-  def _cross(self, x, keys, values, mask, key=None):
+  def _cross(self, x, keys, values, mask, key=None, implementation=OWN):
     # R = B*G rows ask B prompts: the G rows of a prompt become G*Q queries
     # of one attention, so a prompt's keys are read once for all of them.
     query = self.cross_attention.queries(self.cross_attention_norm(x))
@@ -154,6 +161,7 @@ class DecoderLayer(nnx.Module):
       mask=mask[:, None, None, :],
       dropout_rate=self.dropout_rate,
       dropout_key=key,
+      implementation=implementation,
     )
     context = context.reshape(prompts, heads, rows // prompts, length, width)
     context = jnp.swapaxes(context, 1, 2).reshape(query.shape)
