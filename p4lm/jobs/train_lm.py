@@ -58,7 +58,8 @@ def train_lm(
     cf_dir: CF embeddings of `fit_cf`, for tasks with CF vectors.
     tasks_dir: where cached tasks are; `DATA_DIR/tasks` by default.
     checkpoint: OUTPUT_DIR of an earlier training whose parameters to start
-      from; adapters that it lacks start fresh.
+      from; adapters that it lacks start fresh, and those that it has want the
+      CF embeddings that they know, but in stage 'adapters'.
     task_module: Python module that registers the task.
     adapter_width: hidden width of the adapters; the model's width by default.
     tokens_per_vector: soft tokens a CF vector becomes.
@@ -85,7 +86,7 @@ def train_lm(
     vocabulary,
     tables,
     checkpoint,
-    training.seed,
+    training,
     adapter_width,
     tokens_per_vector,
   )
@@ -149,13 +150,21 @@ def _needed(cf_dir: str | None, task: str) -> str:
 
 
 def _recommender(
-  sizes, vocabulary, tables, checkpoint, seed, adapter_width, tokens_per_vector
+  sizes,
+  vocabulary,
+  tables,
+  checkpoint,
+  training,
+  adapter_width,
+  tokens_per_vector,
 ) -> Recommender:
   """A model to train: fresh, or with the parameters of `checkpoint`."""
   start = None
   if checkpoint is not None:
     start = model_directory.load_model(checkpoint, kind='recommender')
     model_directory.check_same_vocabulary(start, vocabulary)
+    if training.stage != 'adapters':
+      model_directory.check_same_cf(start, tables)
     sizes = start.config.lm
   else:
     sizes = model_directory.sizes_for(sizes, vocabulary)
@@ -167,7 +176,7 @@ def _recommender(
       tokens_per_vector=tokens_per_vector,
     )
   config = RecommenderConfig(sizes, adapter, vocabulary.soft_token_id)
-  recommender = model_directory.new_model(config, seed)
+  recommender = model_directory.new_model(config, training.seed)
   if start is not None:
     model_directory.start_from(recommender, start, may_lack='adapters')
   return recommender

@@ -187,6 +187,7 @@ def _reward_model(
   if checkpoint is not None:
     start = model_directory.load_model(checkpoint, kind='recommender')
     model_directory.check_same_vocabulary(start, vocabulary)
+    model_directory.check_same_cf(start, tables)
     sizes = start.config.lm
   else:
     sizes = model_directory.sizes_for(sizes, vocabulary)

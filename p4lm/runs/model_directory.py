@@ -157,6 +157,22 @@ def check_same_vocabulary(start: LoadedModel, vocabulary: Vocabulary) -> None:
     )
 
 
+def check_same_cf(start: LoadedModel, tables: CFTables | None) -> None:
+  """Raises UserError when a checkpoint's adapters read other CF embeddings.
+
+  Another fit has other axes, so adapters would turn its vectors into soft
+  tokens that mean nothing, and no error would say so.
+  """
+  known = start.card.cf_sha256
+  if tables is not None and known is not None and known != tables.sha256:
+    raise UserError(
+      f'CHECKPOINT {start.directory} reads other CF embeddings than CF_DIR '
+      f'(sha256 {known[:12]} there, {tables.sha256[:12]} here); give '
+      f'--gin.CF_DIR={start.card.cf_dir}, or train its adapters for the new '
+      'ones first (train_lm --gin.STAGE=adapters)'
+    )
+
+
 def start_from(
   module: nnx.Module, start: LoadedModel, may_lack: str | None = None
 ) -> None:

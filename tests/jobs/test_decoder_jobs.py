@@ -102,3 +102,25 @@ def test_a_tiny_gemma_trains_and_writes_with_soft_tokens(trained):
     assert row['tokens'] == again['tokens']
     # Greedy log-probabilities are the model's own.
     assert again['logps'] == pytest.approx(row['logps'], abs=1e-4)
+
+
+def test_other_cf_embeddings_want_adapters_of_their_own(trained, capfd):
+  root = trained.parent
+  other = run(
+    'fit_cf',
+    root / 'other_cf',
+    DATA_DIR=root / 'data',
+    **{'fit_cf.width': 6, 'fit_cf.epochs': 2, 'SEED': 5},
+  )
+  settings = {'DATA_DIR': root / 'data', 'CF_DIR': other, 'STEPS': 2,
+              'CHECKPOINT': trained, 'BATCH_SIZE': 4}  # fmt: skip
+  for job, more in (
+    ('train_lm', {}),
+    ('train_reward', {'KIND': 'personalization'}),
+  ):
+    flags = [f'--gin.{k}={v}' for k, v in {**settings, **more}.items()]
+    assert main([job, f'--gin.OUTPUT_DIR={root / job}', *flags]) == 1
+    message = capfd.readouterr().err
+    assert f'CHECKPOINT {trained} reads other CF embeddings' in message
+    assert f'--gin.CF_DIR={root / "cf"}' in message
+  run('train_lm', root / 'adapters', STAGE='adapters', **settings)
