@@ -48,5 +48,6 @@ if ((status)); then
     'Run the same command again to go on from the last finished stage'
 fi
 
-report=$(find "$output" -path '*/report/index.html' | head -n 1)
-note "Done. Report: ${report:-none was written}"
+report=$output/evaluation/report/index.html
+[[ -f $report ]] || report='none was written'
+note "Done. Report: $report"

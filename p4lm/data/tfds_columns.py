@@ -139,6 +139,7 @@ def _write(
   import tensorflow as tf
 
   num_rows, wanted = 0, info.splits['train'].num_examples
+  blocks = _blocks(info)
 
   def parse(block) -> pa.RecordBatch:
     batch = tf.io.parse_example(_serialized(block), features)
@@ -146,12 +147,16 @@ def _write(
 
   with pa.ipc.new_stream(target, schema) as writer:
     try:
-      for batch in ahead.in_order(_blocks(info), parse):
+      for batch in ahead.in_order(blocks, parse):
         num_rows += len(batch)
         writer.write_batch(batch)
-    except (tf.errors.OpError, pa.ArrowInvalid, RuntimeError) as error:
-      raise _damaged(builder_dir, error) from error
-    except UserError as error:
+    except (
+      tf.errors.OpError,
+      pa.ArrowInvalid,
+      OSError,
+      RuntimeError,
+      UserError,
+    ) as error:
       raise _damaged(builder_dir, error) from error
     if num_rows != wanted:
       problem = f'{num_rows} records where TFDS counted {wanted}'

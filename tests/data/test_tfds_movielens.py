@@ -168,12 +168,20 @@ def test_array_records_of_the_old_releases_are_read(prepared, source):
   assert theirs.items['genres'][0].as_py()[1] == "Children's"
 
 
-def test_a_half_copied_file_is_an_error(prepared, tmp_path):
+@pytest.mark.parametrize('damage', ['cut', 'changed', 'gone'])
+def test_a_half_copied_file_is_an_error(prepared, tmp_path, damage):
   """One message, no traceback, nothing written."""
   shutil.copytree(prepared[0] / 'movielens', tmp_path / 'in' / 'movielens')
   table = tmp_path / 'in' / 'movielens' / '20m-ratings' / '0.1.1'
   [records] = table.glob('*.tfrecord-*')
-  os.truncate(records, records.stat().st_size // 2)
+  data = bytearray(records.read_bytes())
+  data[len(data) // 2] ^= 1
+  if damage == 'cut':
+    os.truncate(records, len(data) // 2)
+  elif damage == 'changed':
+    records.write_bytes(data)
+  else:
+    records.unlink()
   with pytest.raises(UserError) as error:
     make_data(
       dataset='tfds:movielens/20m', data_dir=str(tmp_path / 'in'),

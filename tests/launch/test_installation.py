@@ -120,7 +120,9 @@ def environment_dir(repository, tmp_path):
   program.write_text(
     '#!/bin/sh\nprintf "%s\\n" "$@" > "$RECORD"\n'
     'mkdir -p "$OUT/evaluation/report"\n'
-    'touch "$OUT/evaluation/report/index.html"\nexit "$STATUS"\n'
+    'mkdir -p "$OUT/a_reward/report" "$OUT/z_reward/report"\n'
+    'for d in evaluation a_reward z_reward; do\n'
+    '  touch "$OUT/$d/report/index.html"\ndone\nexit "$STATUS"\n'
   )
   program.chmod(0o755)
   script = f'source {repository}/launch/environment.sh; _fingerprint "$1" ""'
