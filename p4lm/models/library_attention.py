@@ -1,8 +1,8 @@
 """Attention by JAX's own function, and by the library of a platform.
 
-`own` products and softmax are written for what p4lm does most: on a CPU a
-training step takes half the time that it takes through JAX's function, and one
-attention over a prompt that many responses share needs no copy of its keys.
+`own` products and softmax are written for what p4lm does most: on a CPU they
+take half the time of JAX's function, gradients included, and attention over a
+prompt that many responses share needs no copy of its keys.
 What keeps [B, H, Q, M] scores out of memory is another matter: cuDNN's fused
 attention on an NVIDIA GPU, in bfloat16. Loops over tokens, and responses that
 share a prompt's keys, are `own` always. A model that was trained with cuDNN is
