@@ -39,9 +39,6 @@ from p4lm.data.regen_format import (
 )
 from p4lm.data.regen_types import TYPES, Unfit, learn, user_level
 
-# Other threads may learn something else in between.
-_MAX_TRIES = 3
-
 # Columns of as many objects, without those that have no value, by key.
 _Arrays = Mapping[str, pa.Array]
 
@@ -67,18 +64,24 @@ class ArrowReader:
     if not data.isascii():
       data.decode('utf-8')
     data, num_lines, is_bare = _as_objects(data)
-    for _ in range(_MAX_TRIES):
-      schema = self._schema
-      table = _parse_as(schema, data, num_lines)
-      if table is not None:
-        if is_bare and len(_arrays(table)) > 1:
-          # `[], "user_id": "u", "x": []` begins and ends as a list does.
-          raise Unfit
-        return table
-      with self._lock:
-        if schema is self._schema:
-          self._schema = learn(data, schema, self._level)
-    raise Unfit
+    table = _parse_as(self._schema, data, num_lines)
+    if table is None:
+      table = self._parse_learning(data, num_lines)
+    if is_bare and len(_arrays(table)) > 1:
+      # `[], "user_id": "u", "x": []` begins and ends as a list does.
+      raise Unfit
+    return table
+
+  def _parse_learning(self, data: bytes, num_lines: int) -> pa.Table:
+    """One row a line, by what other threads have learnt or by these lines."""
+    with self._lock:
+      table = _parse_as(self._schema, data, num_lines)
+      if table is None:
+        self._schema = learn(data, self._schema, self._level)
+        table = _parse_as(self._schema, data, num_lines)
+    if table is None:
+      raise Unfit
+    return table
 
   def _events(self, table: pa.Table) -> Events:
     lines, events = _events_of(table)

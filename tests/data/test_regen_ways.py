@@ -2,12 +2,21 @@
 
 import dataclasses
 import json
+import threading
+import time
+from concurrent import futures
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p4lm.data import byte_blocks, regen, regen_lines, regen_types
+from p4lm.data import (
+  byte_blocks,
+  regen,
+  regen_arrow,
+  regen_lines,
+  regen_types,
+)
 from p4lm.data.regen_arrow import ArrowReader
 from p4lm.errors import UserError
 
@@ -143,6 +152,28 @@ def test_both_ways_read_alike(
   path.write_text(text + '\n', encoding='utf-8')
   fast, slow = _both_ways(path, block_bytes, max_history=most)
   assert fast == slow
+
+
+def test_no_thread_gives_up_because_others_learn(monkeypatch):
+  """Blocks with new keys are all asked for before any has been learnt."""
+  keys = ('price', 'store', 'review', 'votes', 'summary', 'category', 'new')
+  event = {'asin': 'A', 'title': 'T', 'rating': 5, 'timestamp': 10**12}
+  blocks = [{'user_id': 'u', 'history': [{**event, key: 'x'}]} for key in keys]
+  together, learn = threading.Barrier(len(keys)), regen_arrow.learn
+
+  def learn_late(*arguments):
+    time.sleep(0.01)
+    return learn(*arguments)
+
+  monkeypatch.setattr(regen_arrow, 'learn', learn_late)
+  reader = ArrowReader(())
+
+  def read(block):
+    together.wait()
+    return reader.read(json.dumps(block).encode() + b'\n')
+
+  with futures.ThreadPoolExecutor(len(keys)) as pool:
+    assert None not in list(pool.map(read, blocks))
 
 
 def test_regular_lines_are_read_by_arrow(tmp_path, monkeypatch):
