@@ -7,7 +7,8 @@
   p4lm model
 
 Everything is compared by names and shapes before the first tensor is read, and
-read and written one parameter at a time.
+read and written one parameter at a time. Of a p4lm model the language model is
+written, with what LoRA learned merged into its weights; adapters are left out.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from flax import nnx
 from p4lm.errors import UserError
 from p4lm.models.layers import Dense, normal_parameter
 from p4lm.models.selection import parameter_name
+from p4lm.typing import Array, Float
 
 # Every projection of the language model's stacks, as QLoRA recommends.
 DEFAULT_TARGETS = (r'^lm/(encoder|decoder)/layers/',)
@@ -123,6 +124,26 @@ def without_lora(module: nnx.Module) -> nnx.Module:
   return base
 
 
+def low_rank_update(
+  kernel_ndim: int,
+  lora_a: Float[Array, '*I r'],
+  lora_b: Float[Array, '...'],
+  scale: float,
+) -> Float[Array, '...']:
+  """What is added to a kernel [*I, *O]: scale A B, layer by layer in a stack.
+
+  Args:
+    kernel_ndim: dimensions of the kernel, its layers included.
+    lora_a: [*I, r], with the layers in front where the kernel has them.
+    lora_b: [r, *O], likewise.
+    scale: alpha / rank.
+  """
+  product = lambda a, b: jnp.tensordot(a, b, 1, precision='highest')
+  if lora_a.ndim + lora_b.ndim - 2 > kernel_ndim:
+    product = jax.vmap(product)
+  return scale * product(lora_a, lora_b)
+
+
 def _add_factors(dense: Dense, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
   names = dense.kernel.get_metadata()['logical_axes']
   pairs = tuple(zip(names, dense.kernel[...].shape))
@@ -137,10 +158,12 @@ def _add_factors(dense: Dense, rank: int, alpha: float, rngs: nnx.Rngs) -> None:
 
 
 def _delta(dense: Dense) -> jax.Array:
-  product = lambda a, b: jnp.tensordot(a, b, 1, precision='highest')
-  if dense.kernel.get_metadata()['logical_axes'][0] == 'layers':
-    product = jax.vmap(product)
-  return dense.lora_scale * product(dense.lora_a[...], dense.lora_b[...])
+  return low_rank_update(
+    dense.kernel[...].ndim,
+    dense.lora_a[...],
+    dense.lora_b[...],
+    dense.lora_scale,
+  )
 
 
 def _drop_factors(dense: Dense) -> None:

@@ -7,10 +7,12 @@ them, float32, layers stacked.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -25,6 +27,7 @@ from p4lm.checkpoints.streamed import (
 from p4lm.data.token_ids import TokenIds
 from p4lm.data.vocabulary import Vocabulary
 from p4lm.errors import UserError
+from p4lm.models import lora
 from p4lm.models.language_model import LMConfig, make_language_model
 from p4lm.models.recommender import RecommenderConfig
 from p4lm.models.selection import parameter_name
@@ -196,11 +199,6 @@ def _p4lm_source(path: Path) -> Source:
     raise UserError(
       f'SOURCE {path} holds a {card.kind} model, not a language model'
     )
-  if card.lora is not None:
-    raise UserError(
-      f'SOURCE {path} has LoRA factors beside its weights; continue it with '
-      'STAGE=full, or convert the model that it began with'
-    )
   config = card.model_config()
   reader = ArrayReader(
     CheckpointStore(path / 'checkpoints'), ('params', 'frozen')
@@ -220,18 +218,32 @@ def _p4lm_source(path: Path) -> Source:
       ', '.join(others),
     )
 
-  def fill(name: str, target: np.ndarray) -> None:
-    target[...] = reader.read(_LM + name)
-
   return Source(
     config=config.lm,
     shapes=shapes,
-    fill=fill,
+    fill=functools.partial(_fill_merged, reader, card.lora),
     vocabulary=model_directory.load_vocabulary(path, card),
     origin=path / hf_checkpoint.ORIGIN,
     step=reader.step,
     stop_ids=card.stop_ids,
   )
+
+
+def _fill_merged(
+  reader: ArrayReader,
+  lora_config: Mapping | None,
+  name: str,
+  target: np.ndarray,
+) -> None:
+  """Reads a parameter, and adds to a kernel what LoRA learned beside it."""
+  target[...] = reader.read(_LM + name)
+  base = _LM + name.removesuffix('kernel')
+  if not name.endswith('kernel') or base + 'lora_a' not in reader.shapes:
+    return
+  scale = lora_config['alpha'] / lora_config['rank']
+  read = lambda factor: jnp.asarray(reader.read(base + factor))
+  factors = read('lora_a'), read('lora_b')
+  target += np.asarray(lora.low_rank_update(target.ndim, *factors, scale))
 
 
 _FINISHED = {
