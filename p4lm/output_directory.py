@@ -3,17 +3,21 @@
 `config.gin` in the directory is the resolved configuration. A second start
 with the same configuration goes on; one with another is refused before it can
 touch anything. Parameters that only say how far to go or how to report may
-change between starts. A running job holds a lock on `.running`, which the
-system takes away when the process ends, however it ends.
+change between starts, and what lists things side by side, such as the systems
+of an evaluation or the variants of an experiment, may list more. A running job
+holds a lock on `.running`, which the system takes away when the process ends,
+however it ends.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import os
 import re
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from p4lm.errors import UserError
@@ -21,6 +25,10 @@ from p4lm.errors import UserError
 # Extending a run or moving it between machines is no other experiment.
 _MAY_CHANGE = re.compile(
   r'^(STEPS|OUTPUT_DIR|\S*\.?(log_every|checkpoint_every|parallel))$'
+)
+# Lists of what is compared: more entries leave the old ones as they are.
+_MAY_GROW = re.compile(
+  r'^(VARIANTS|SYSTEMS|RANKERS|EVALUATIONS|RUNS|WEIGHTS|CONTRASTS)$'
 )
 _active: list[tuple[str, str]] = []
 _LOCK = '.running'
@@ -46,7 +54,9 @@ def check(output_dir: str | os.PathLike, job: str, text: str) -> None:
     f'{name}: {old.get(name, "(default)")} there, '
     f'{new.get(name, "(default)")} now'
     for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name) and not _MAY_CHANGE.match(name)
+    if old.get(name) != new.get(name)
+    and not _MAY_CHANGE.match(name)
+    and not _has_grown(name, old.get(name, '()'), new.get(name, '()'))
   ]
   if changed:
     raise UserError(
@@ -54,6 +64,20 @@ def check(output_dir: str | os.PathLike, job: str, text: str) -> None:
       f'({"; ".join(changed[:4])}). Choose another --gin.OUTPUT_DIR, or '
       'start with the configuration in its config.gin'
     )
+
+
+def _has_grown(name: str, old: str, new: str) -> bool:
+  """Whether every entry of a list or mapping is still there."""
+  if not _MAY_GROW.match(name):
+    return False
+  try:
+    before, now = ast.literal_eval(old), ast.literal_eval(new)
+  except (ValueError, SyntaxError):
+    return False  # A reference to another name.
+  if isinstance(before, dict) and isinstance(now, dict):
+    return {**now, **before} == now
+  are_lists = isinstance(before, Sequence) and isinstance(now, Sequence)
+  return not before or (are_lists and all(entry in now for entry in before))
 
 
 def _holds_results(directory: Path) -> bool:

@@ -108,6 +108,37 @@ def test_a_directory_belongs_to_one_configuration(tmp_path):
     output_directory.check(tmp_path, 'fit_cf', first)
 
 
+VARIANTS = """VARIANTS = \\
+    {'One': {'THRESHOLDS': {'nli': 0.5}},
+     'Two': {'STEPS': 3}}
+"""
+
+
+@pytest.mark.parametrize(
+  'first, second',
+  [
+    ('', VARIANTS),
+    ('VARIANTS = {}\n', VARIANTS),
+    ("VARIANTS = {'Two': {'STEPS': 3}}\n", VARIANTS),
+    ("CONTRASTS = (('a', 'b'),)\n", "CONTRASTS = [('b', 'c'), ('a', 'b')]\n"),
+  ],
+)
+def test_what_is_compared_may_become_more_and_not_less_or_other(
+  first, second, tmp_path
+):
+  output_directory.claim(tmp_path)
+  output_directory.record(tmp_path, 'pipeline', first)
+  (tmp_path / 'data').mkdir()
+  output_directory.check(tmp_path, 'pipeline', second)
+  output_directory.record(tmp_path, 'pipeline', second)
+  name = second.split()[0]
+  changed = second.replace('3', '4').replace("'c'", "'d'")
+  others = [changed, f'{name} = 7\n', f'{name} = {{}}\n']
+  for other in others:
+    with pytest.raises(UserError, match=f'{name}: .* there'):
+      output_directory.check(tmp_path, 'pipeline', other)
+
+
 def test_an_unwritable_directory_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot be written'):

@@ -10,61 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-OVERRIDES = {
-  'data': {
-    'NUM_EVALUATION_PAIRS': 12,
-    'WorldConfig.num_users': 40,
-    'WorldConfig.num_items': 40,
-    'WorldConfig.num_archive_items': 20,
-    'WorldConfig.num_ratings': 700,
-    'WorldConfig.num_pitches': 300,
-    'WorldConfig.num_pairs': 150,
-    'WorldConfig.num_entailment': 150,
-    'WorldConfig.num_relevance': 150,
-    'WorldConfig.num_rl_prompts': 60,
-  },
-  'cf': {'fit_cf.width': 8, 'fit_cf.epochs': 3},
-  'base': {'STEPS': 4, 'BATCH_SIZE': 8},
-  'sft_text': {'STEPS': 4, 'BATCH_SIZE': 8, 'PROMPT_LENGTH': 192},
-  'adapters': {'STEPS': 4, 'BATCH_SIZE': 8},
-  'sft': {'STEPS': 4, 'BATCH_SIZE': 8, 'FitConfig.checkpoint_every': 2},
-  'sft_s': {'STEPS': 4, 'BATCH_SIZE': 8},
-  'p4lm': {
-    'STEPS': 4,
-    'BATCH_SIZE': 4,
-    'NUM_SAMPLES': 2,
-    'FitConfig.checkpoint_every': 2,
-  },
-  'p4lm_s': {'STEPS': 2, 'BATCH_SIZE': 4, 'NUM_SAMPLES': 2},
-  **{
-    f'{who}_{kind}': {'STEPS': 4, 'BATCH_SIZE': 8}
-    for who in ('reward', 'judge')
-    for kind in ('nli', 'appeal', 'personalization', 'relevance')
-  },
-  'evaluation': {'NUM_PAIRS': 8, 'BATCH_SIZE': 8},
-}
-
-
-def p4lm(*arguments, check=True, **options):
-  found = subprocess.run(
-    [sys.executable, '-m', 'p4lm.main', *map(str, arguments)],
-    capture_output=True,
-    text=True,
-    **options,
-  )
-  if check:
-    assert found.returncode == 0, found.stdout + found.stderr
-  return found
-
-
-def pipeline_arguments(root):
-  return (
-    'pipeline',
-    f'--gin.OUTPUT_DIR={root}',
-    '--gin.MODEL=t5_mini_s',
-    f'--gin.OVERRIDES={OVERRIDES!r}',
-  )
+from village import (
+  assert_same_arrays,
+  p4lm,
+  parameters,
+  pipeline_arguments,
+  read,
+  stage_command,
+)
 
 
 @pytest.fixture(scope='module')
@@ -73,17 +26,6 @@ def root(tmp_path_factory):
   found = p4lm(*pipeline_arguments(root))
   (root.parent / 'screen.txt').write_text(found.stdout)
   return root
-
-
-def parameters(directory):
-  """{name: array} of the newest checkpoint."""
-  from p4lm.runs.model_directory import load_model
-  from p4lm.training.leaf_names import named_leaves
-
-  model = load_model(directory)
-  return model.step, {
-    name: np.asarray(leaf) for name, leaf in named_leaves(model.params).items()
-  }
 
 
 def test_it_ends_with_the_table_and_the_report(root):
@@ -115,18 +57,6 @@ def test_the_adapters_stage_leaves_everything_else_bit_identical(root):
   assert added and after.keys() - added == before.keys()
   for name in before:
     np.testing.assert_array_equal(before[name], after[name], err_msg=name)
-
-
-def stage_command(root, stage, output_dir):
-  """The command line of a stage, with another OUTPUT_DIR."""
-  from p4lm.jobs.pipeline import p4lm_stages, with_overrides
-
-  data = dict.fromkeys(('DATA_DIR', 'PLOTS_FILE', 'VOCABULARY'))
-  stages = p4lm_stages(
-    root, {'DATASET': 'world', **data}, 't5_mini_s', 't5_mini_s', seed=0
-  )
-  chosen = {s.name: s for s in with_overrides(stages, OVERRIDES)}[stage]
-  return chosen.arguments(str(output_dir))
 
 
 # A stage, and a file whose appearance tells that it is at work.
@@ -191,12 +121,6 @@ def results(root):
   return json.loads((root / 'evaluation' / 'results.json').read_text())
 
 
-def assert_same_arrays(first, second):
-  assert first.keys() == second.keys()
-  for name, array in first.items():
-    np.testing.assert_array_equal(array, second[name], err_msg=name)
-
-
 def wait_for(path: Path, process, secs=600):
   end = time.monotonic() + secs
   while not path.exists():
@@ -216,10 +140,6 @@ def requests_file(tmp_path):
   rows.insert(2, {'custom_id': 'bad', 'user_id': '1', 'item_id': 'nowhere'})
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   return path
-
-
-def read(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_infer_generates_in_order_and_resumes(root, requests_file, tmp_path):
@@ -424,3 +344,25 @@ def compilations(log: str, program: str) -> int:
   """How often JAX says that it compiled a program, or fetched it compiled."""
   line = rf'Finished XLA compilation of jit\({program}\) in [\d.]+'
   return len(set(re.findall(line, log)))  # Two handlers write every line.
+
+
+def test_a_finished_run_takes_further_policies(root):
+  """The last test: the directory is another one from here on."""
+  texts = {
+    path.name: path.read_bytes()
+    for path in (root / 'evaluation' / 'generations').iterdir()
+  }
+  contrasts = results(root)['contrasts']
+  variants = {'NLI alone': {'JointRewardConfig.weights': {'nli': 1.0}}}
+  found = p4lm(*pipeline_arguments(root), f'--gin.VARIANTS={variants!r}')
+  assert found.stdout.count('finished before, kept') == 18
+  assert found.stdout.count('done in') == 2
+  for name, before in texts.items():
+    path = root / 'evaluation' / 'generations' / name
+    assert path.read_bytes() == before, name
+  systems = [row['system'] for row in results(root)['gold']['rows']]
+  assert systems[-1] == 'NLI alone'
+  assert len(results(root)['contrasts']) > len(contrasts)
+  # Not the other way: that run has more than this command asks for.
+  fewer = p4lm(*pipeline_arguments(root), check=False)
+  assert fewer.returncode == 1 and 'VARIANTS' in fewer.stderr
