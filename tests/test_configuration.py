@@ -115,28 +115,39 @@ VARIANTS = """VARIANTS = \\
 
 
 @pytest.mark.parametrize(
-  'first, second',
+  'job, first, second',
   [
-    ('', VARIANTS),
-    ('VARIANTS = {}\n', VARIANTS),
-    ("VARIANTS = {'Two': {'STEPS': 3}}\n", VARIANTS),
-    ("CONTRASTS = (('a', 'b'),)\n", "CONTRASTS = [('b', 'c'), ('a', 'b')]\n"),
+    ('pipeline', '', VARIANTS),
+    ('pipeline', 'VARIANTS = {}\n', VARIANTS),
+    ('pipeline', "VARIANTS = {'Two': {'STEPS': 3}}\n", VARIANTS),
+    (
+      'evaluate',
+      "CONTRASTS = (('a', 'b'),)\n",
+      "CONTRASTS = [('b', 'c'), ('a', 'b')]\n",
+    ),
   ],
 )
 def test_what_is_compared_may_become_more_and_not_less_or_other(
-  first, second, tmp_path
+  job, first, second, tmp_path
 ):
   output_directory.claim(tmp_path)
-  output_directory.record(tmp_path, 'pipeline', first)
+  output_directory.record(tmp_path, job, first)
   (tmp_path / 'data').mkdir()
-  output_directory.check(tmp_path, 'pipeline', second)
-  output_directory.record(tmp_path, 'pipeline', second)
+  output_directory.check(tmp_path, job, second)
+  output_directory.record(tmp_path, job, second)
   name = second.split()[0]
   changed = second.replace('3', '4').replace("'c'", "'d'")
-  others = [changed, f'{name} = 7\n', f'{name} = {{}}\n']
-  for other in others:
+  for other in (changed, f'{name} = 7\n', f'{name} = {{}}\n'):
     with pytest.raises(UserError, match=f'{name}: .* there'):
-      output_directory.check(tmp_path, 'pipeline', other)
+      output_directory.check(tmp_path, job, other)
+
+
+def test_what_a_policy_is_told_is_no_list_of_what_is_compared(tmp_path):
+  output_directory.claim(tmp_path)
+  output_directory.record(tmp_path, 'infer', 'WEIGHTS = None\n')
+  (tmp_path / 'outputs.jsonl').write_text('')
+  with pytest.raises(UserError, match='WEIGHTS: None there'):
+    output_directory.check(tmp_path, 'infer', "WEIGHTS = {'nli': 1.0}\n")
 
 
 def test_an_unwritable_directory_is_named(tmp_path):
