@@ -4,8 +4,8 @@
     --gin.TOPOLOGY=v5e:16x16 --gin.MESH_SHAPE=data=2,fsdp=128 \
     --gin.BATCH_SIZE=2048 --gin.OUTPUT_DIR=runs/pod
 
-With libtpu (`pip install libtpu`) the real program is compiled ahead of time,
-on any machine and without a TPU; without it the plan is made on paper.
+With libtpu (`pip install 'p4lm[tpu]'`) the real program is compiled ahead of
+time, on any machine and without a TPU; without it the plan is made on paper.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class _Reports:
       return 'JAX compiles for GPUs only where one is.'
     return (
       'libtpu is not installed here, so nothing was compiled '
-      '(pip install libtpu).'
+      "(pip install 'p4lm[tpu]')."
     )
 
   def _too_large(self, job: str) -> str:

@@ -10,6 +10,7 @@ paper.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -17,6 +18,7 @@ import re
 from typing import Any
 
 import numpy as np
+from packaging.requirements import Requirement
 
 from p4lm.errors import UserError
 from p4lm.pods.chips import CHIPS, Chip, chip_named
@@ -71,11 +73,13 @@ def get_topology(name: str) -> Topology:
   paper.
 
   Raises:
-    UserError: no such generation or shape.
+    UserError: no such generation or shape, or a libtpu that is not of the
+      installed JAX.
   """
   chip, sides = _read_name(name)
   if chip.torus_ring is None or importlib.util.find_spec('libtpu') is None:
     return Topology(name, chip, _paper_devices(chip, sides), False)
+  check_libtpu()
   for variable, value in _LIBTPU_ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
   from jax.experimental import topologies
@@ -91,6 +95,26 @@ def get_topology(name: str) -> Topology:
       f' {chip.name} pods have.'
     ) from error
   return Topology(name, chip, tuple(described.devices), True)
+
+
+def check_libtpu() -> None:
+  """Raises UserError when JAX asks for another libtpu than the installed one.
+
+  A newer one compiles programs that this JAX cannot read, and says so minutes
+  later in words that help nobody.
+  """
+  try:
+    found = importlib.metadata.version('libtpu')
+    jax = importlib.metadata.version('jax')
+    asked = importlib.metadata.requires('jax') or ()
+  except importlib.metadata.PackageNotFoundError:
+    return  # It came with the machine.
+  for requirement in map(Requirement, asked):
+    if requirement.name == 'libtpu' and found not in requirement.specifier:
+      raise UserError(
+        f'libtpu {found} is installed, and jax {jax} works with '
+        f"libtpu{requirement.specifier}: pip install 'jax[tpu]=={jax}'"
+      )
 
 
 def _read_name(name: str) -> tuple[Chip, tuple[int, ...]]:

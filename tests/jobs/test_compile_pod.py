@@ -139,7 +139,7 @@ def test_what_is_wrong_is_said_in_one_line(
 
 @pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,
-  reason='libtpu is not installed: pip install libtpu',
+  reason="libtpu is not installed: pip install 'p4lm[tpu]'",
 )
 def test_a_real_program_for_a_pod_that_is_not_here(tmp_path, capsys):
   arguments = (
