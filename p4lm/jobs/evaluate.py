@@ -122,7 +122,8 @@ def evaluate(
       names is as many systems.
     contrasts: (first, second) systems to compare in pairs; a name with
       ' (shuffled users)' is that system reading another user's vector. For
-      rankers none means the first one against every other row.
+      rankers none means the first one against every other row; for evaluations
+      what all of them contrast.
     num_pairs: pairs of the table, the first so many evaluation pairs; all by
       default. The matched-versus-shuffled-user test, which needs no reward
       model, is over all of them in any case.
@@ -135,6 +136,7 @@ def evaluate(
       ratings, or nothing to compare.
   """
   _check_one_task(systems, rankers, evaluations, judges, data_dir)
+  _check_contrasts(contrasts)
   directory = output_directory.claim(output_dir)
   if rankers:
     config = ranking or RankingConfig()
@@ -206,6 +208,19 @@ def _check_one_task(systems, rankers, evaluations, judges, data_dir) -> None:
     )
   if data_dir is None and not evaluations:
     raise UserError('evaluate needs DATA_DIR, the tables of make_data')
+
+
+def _check_contrasts(contrasts: object) -> None:
+  """A value that could not be read is a string by now."""
+  pairs = (
+    list(contrasts) if isinstance(contrasts, list | tuple) else [contrasts]
+  )
+  for pair in pairs:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+      raise UserError(
+        "CONTRASTS must be pairs of systems, such as (('P4LM', 'SFT'),), got "
+        f'{contrasts!r:.120}'
+      )
 
 
 def _check_judges(judges, systems) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -33,13 +35,15 @@ def pooled_report(
     evaluations: {name: directory that evaluate wrote for SYSTEMS}.
     baseline: the system that the tables compare with.
     shuffled: suffix of systems that the tables leave out.
-    contrasts: (first, second) systems.
+    contrasts: (first, second) systems; none means those that every evaluation
+      has.
     seed: of the bootstrap.
   Raises:
     UserError: a directory without scores, a contrast that names no system.
   """
   tables = {name: ScoreTable.load(path) for name, path in evaluations.items()}
   pooled = pool(tables)
+  contrasts = contrasts or _common_contrasts(evaluations.values())
   options = {'clusters': np.array(pooled.users), 'seed': seed}
   by_judge, compared = {}, []
   for judge, scores in pooled.scores.items():
@@ -73,6 +77,21 @@ def pooled_report(
     contrasts=compared,
     sections=sections,
   )
+
+
+def _common_contrasts(directories: Iterable[str]) -> list[tuple[str, str]]:
+  """The contrasts that every evaluation reports, in the order of the first."""
+  reported = [_reported_contrasts(Path(path)) for path in directories]
+  return [pair for pair in reported[0] if all(pair in r for r in reported)]
+
+
+def _reported_contrasts(directory: Path) -> list[tuple[str, str]]:
+  try:
+    results = json.loads((directory / 'results.json').read_text())
+    rows = [(row['first'], row['second']) for row in results['contrasts']]
+  except (OSError, ValueError, KeyError, TypeError):
+    return []  # The scores are all that is needed.
+  return list(dict.fromkeys(rows))
 
 
 def comparing_sections(

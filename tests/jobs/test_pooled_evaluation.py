@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -57,6 +58,36 @@ def test_differences_are_those_of_all_pairs(evaluations, tmp_path, capsys):
   shown = capsys.readouterr().out
   assert 'Differences by evaluation' in shown
   assert 'P4LM (shuffled users)' not in shown.split('Contrasts')[0]
+
+
+def test_without_contrasts_those_of_all_evaluations(evaluations, tmp_path):
+  lists = {
+    'one': [('P4LM', 'SFT'), ('SFT', BASELINE)],
+    'two': [('P4LM', 'SFT')],
+  }
+  copies = {}
+  for name, source in evaluations.items():
+    copies[name] = str(shutil.copytree(source, tmp_path / name))
+    rows = [
+      {'judge': judge, 'first': first, 'second': second}
+      for judge in ('gold', 'learned')
+      for first, second in lists[name]
+    ]
+    path = tmp_path / name / 'results.json'
+    path.write_text(json.dumps({'contrasts': rows}))
+  evaluate(output_dir=str(tmp_path / 'out'), evaluations=copies)
+  results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+  found = {(row['first'], row['second']) for row in results['contrasts']}
+  assert found == {('P4LM', 'SFT')}
+  assert len(results['contrasts']) == 2 * len(CRITERIA)
+
+
+@pytest.mark.parametrize('given', ["('P4LM', 'SFT'", ('P4LM', 'SFT'), [('a',)]])
+def test_contrasts_are_pairs(evaluations, tmp_path, given):
+  with pytest.raises(UserError, match='CONTRASTS must be pairs'):
+    evaluate(
+      output_dir=str(tmp_path / 'x'), evaluations=evaluations, contrasts=given
+    )
 
 
 def test_one_task_at_a_time(evaluations, tmp_path):
