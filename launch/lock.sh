@@ -9,14 +9,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 lock=launch/constraints.txt
 new=$(mktemp)
-trap 'rm -f "$new"' EXIT
-if [[ -f $lock ]]; then cp "$lock" "$new"; fi
+with_references=$(mktemp)
+trap 'rm -f "$new" "$with_references"' EXIT
+if [[ -f $lock ]]; then cp "$lock" "$new" && cp "$lock" "$with_references"; fi
 
 # One version of each package for all three Pythons (--fork-strategy fewest):
 # what the tests saw on one is then what runs on the others.
-uv pip compile setup.py --universal --python-version 3.11 \
-  --fork-strategy fewest --extra convert --extra launch --extra test \
-  --no-annotate --no-header --output-file "$new" --quiet "$@"
+resolve() {
+  uv pip compile setup.py --universal --python-version 3.11 \
+    --fork-strategy fewest --extra convert --extra launch --extra test \
+    --no-annotate --no-header --quiet "$@"
+}
+
+# The libraries that p4lm is compared with are large and are not pinned, but
+# they must find versions beside those that are.
+resolve --extra parity --extra bench --output-file "$with_references" "$@"
+resolve --constraint "$with_references" --output-file "$new" "$@"
 
 {
   echo '# Versions that p4lm is tested with: Linux, Python 3.11 to 3.13, and the'
