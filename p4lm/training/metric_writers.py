@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -78,9 +81,8 @@ class MetricWriter:
 
   def _event_writer(self):
     if self._events is None:
-      import tensorboardX  # Its import costs a second: not for every job.
-
-      self._events = tensorboardX.SummaryWriter(
+      # Its import costs a second: not for every job.
+      self._events = _import_tensorboardx().SummaryWriter(
         str(self.path.parent), purge_step=self._purge_step
       )
     return self._events
@@ -103,3 +105,15 @@ def _logged_by(line: str, step: int) -> bool:
     return json.loads(line)['step'] <= step
   except (ValueError, KeyError, TypeError):
     return False
+
+
+def _import_tensorboardx():
+  """tensorboardX, which loads PyTorch (0.5 GB) wherever it is installed.
+
+  Scalars need none of it, so that import finds none, as where it is missing.
+  """
+  with contextlib.ExitStack() as stack:
+    if 'torch' not in sys.modules:
+      sys.modules['torch'] = None  # Its import raises ImportError.
+      stack.callback(sys.modules.pop, 'torch')
+    return importlib.import_module('tensorboardX')

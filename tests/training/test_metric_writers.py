@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 
 from tensorboardX.proto.event_pb2 import Event
 
@@ -57,6 +60,31 @@ def test_tensorboard_gets_the_same_values_and_the_purge(tmp_path):
   # TensorBoard forgets what it read of a run at steps from a START event on.
   starts = [event.step for event in events if event.HasField('session_log')]
   assert starts == [4]
+
+
+def test_tensorboard_does_without_pytorch_where_it_is_installed(tmp_path):
+  installed = tmp_path / 'installed' / 'torch.py'
+  installed.parent.mkdir()
+  installed.write_text("print('PyTorch was loaded')\n")
+  program = f"""
+from p4lm.training.metric_writers import MetricWriter
+with MetricWriter({str(tmp_path / 'run')!r}) as writer:
+  writer.write(1, {{'loss': 0.5}})
+print('written')
+import torch  # Whoever wants it still gets it.
+"""
+  found = subprocess.run(
+    [sys.executable, '-c', program],
+    env={
+      **os.environ,
+      'PYTHONPATH': os.pathsep.join([str(installed.parent), *sys.path]),
+    },
+    capture_output=True,
+    check=True,
+    text=True,
+  )
+  assert found.stdout.splitlines() == ['written', 'PyTorch was loaded']
+  assert list((tmp_path / 'run').glob('events.out.tfevents*'))
 
 
 def _events(data):
