@@ -30,20 +30,30 @@ def environment() -> dict[str, str]:
   return {_PARENT: str(os.getpid())}
 
 
-def tensorflow_environment() -> dict[str, str]:
-  """The whole environment of a child that loads TensorFlow.
+def reading_environment() -> dict[str, str]:
+  """The whole environment of a Python child that reads many records.
 
-  It finds the modules that this process finds. It gets no accelerator, which
-  it does not need and whose memory TensorFlow would take.
+  It finds the modules that this process finds.
   """
   return {
     **os.environ,
     **environment(),
     'PYTHONPATH': os.pathsep.join(path for path in sys.path if path),
+    'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', _KEEP_MEMORY),
+  }
+
+
+def tensorflow_environment() -> dict[str, str]:
+  """As `reading_environment`, for a child that loads TensorFlow.
+
+  It gets no accelerator, which it does not need and whose memory TensorFlow
+  would take.
+  """
+  return {
+    **reading_environment(),
     'CUDA_VISIBLE_DEVICES': '',
     'JAX_PLATFORMS': 'cpu',
     'TF_CPP_MIN_LOG_LEVEL': '3',
-    'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', _KEEP_MEMORY),
   }
 
 

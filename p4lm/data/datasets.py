@@ -175,11 +175,6 @@ class _TfdsMovieLens:
     return self._prepared.fingerprint(plots_file)
 
   def read(self, plots_file) -> RatingData:
-    print(
-      f'reading {self.describe()} (a process of its own loads TensorFlow '
-      'first)',
-      flush=True,
-    )
     return tfds_movielens.read_prepared(
       self._prepared, plots_file, drop_unknown_items=self._drop_unknown_items
     )

@@ -2,25 +2,30 @@
 
 The file is a program: `python -m p4lm.data.tfds_columns FILMS RATINGS` reads
 two directories of prepared records and writes two Arrow streams, one after the
-other, to its standard output. It is a process of its own because TensorFlow
-needs one: no process that trains, or starts others that do, may load it.
+other, to its standard output. It is a process of its own because it starts
+others, one a core, that parse a file each: they would begin by importing the
+main module of the process that started them, and a user's script may be one.
 
-TFDS reads its records one by one. Here thousands are cut (`tfrecords`) and
-parsed together by threads ahead, and of a rating only the four values that it
-is: its film's title and genres, which TFDS repeats in each rating, are skipped.
+TensorFlow, which takes longer to load than many data sets to read, is not used.
+Of a rating only the four values that it is are parsed: its film's title and
+genres, which TFDS repeats in each rating, are skipped.
 """
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
 from p4lm import child_process
-from p4lm.data import ahead, tfrecords
+from p4lm.data import ahead, tf_examples, tfrecords
 from p4lm.errors import UserError
 
 # The exit status of an error that the user can mend, told on stderr.
@@ -42,8 +47,8 @@ RATING_SCHEMA = pa.schema(
     ('timestamp', pa.int64()),
   ]
 )
-# Records of an ArrayRecord file that are parsed together: 12 MB of them.
-_ROWS = 1 << 16
+# Records of an ArrayRecord file that are parsed together.
+_ROWS = 1 << 14
 
 
 def write_films(builder_dir: str, target: BinaryIO) -> None:
@@ -55,28 +60,10 @@ def write_films(builder_dir: str, target: BinaryIO) -> None:
   Raises:
     UserError: the directory is damaged or of another data set.
   """
-  import tensorflow as tf
-
   info = _info(builder_dir, FILM_SCHEMA)
-  names = pa.array(info.features['movie_genres'].feature.names, pa.string())
-  features = {
-    'movie_id': tf.io.FixedLenFeature([], tf.string),
-    'movie_title': tf.io.FixedLenFeature([], tf.string),
-    'movie_genres': tf.io.RaggedFeature(tf.int64),
-  }
-
-  def columns(batch: dict) -> list[pa.Array]:
-    genres = batch['movie_genres']
-    return [
-      _strings(batch['movie_id']),
-      _strings(batch['movie_title']),
-      pa.ListArray.from_arrays(
-        pa.array(genres.row_splits.numpy(), pa.int32()),
-        names.take(pa.array(genres.flat_values.numpy())),
-      ),
-    ]
-
-  _write(builder_dir, info, features, columns, FILM_SCHEMA, target)
+  names = info.features['movie_genres'].feature.names
+  columns = functools.partial(_film_columns, genres=names)
+  _write(builder_dir, info, columns, FILM_SCHEMA, target)
 
 
 def write_ratings(builder_dir: str, target: BinaryIO) -> None:
@@ -88,25 +75,41 @@ def write_ratings(builder_dir: str, target: BinaryIO) -> None:
   Raises:
     UserError: the directory is damaged or of another data set.
   """
-  import tensorflow as tf
-
   info = _info(builder_dir, RATING_SCHEMA)
-  features = {
-    'user_id': tf.io.FixedLenFeature([], tf.string),
-    'movie_id': tf.io.FixedLenFeature([], tf.string),
-    'user_rating': tf.io.FixedLenFeature([], tf.float32),
-    'timestamp': tf.io.FixedLenFeature([], tf.int64),
-  }
+  _write(builder_dir, info, _rating_columns, RATING_SCHEMA, target)
 
-  def columns(batch: dict) -> list[pa.Array]:
-    return [
-      _ids(batch['user_id']),
-      _ids(batch['movie_id']),
-      pa.array(batch['user_rating'].numpy(), pa.float32()),
-      pa.array(batch['timestamp'].numpy(), pa.int64()),
-    ]
 
-  _write(builder_dir, info, features, columns, RATING_SCHEMA, target)
+def _film_columns(blocks: Iterable[tfrecords.Block], genres: list[str]):
+  ids, titles, lists = [], [], []
+  for block in blocks:
+    found = tf_examples.parse(block, FILM_SCHEMA.names)
+    ids.append(found['movie_id'].texts())
+    titles.append(found['movie_title'].texts())
+    lists.append(_named(found['movie_genres'].integer_lists(), genres))
+  return [ids, titles, lists]
+
+
+def _rating_columns(blocks: Iterable[tfrecords.Block]):
+  users, films, ratings, timestamps = [], [], [], []
+  for block in blocks:
+    found = tf_examples.parse(block, RATING_SCHEMA.names)
+    users.append(found['user_id'].ids())
+    films.append(found['movie_id'].ids())
+    ratings.append(found['user_rating'].floats())
+    timestamps.append(found['timestamp'].integers())
+  ids = tf_examples.join_ids
+  return [[ids(users)], [ids(films)], ratings, timestamps]
+
+
+def _named(codes: pa.ListArray, names: list[str]) -> pa.ListArray:
+  """Lists of names for those of their places among all names."""
+  values = codes.values.to_numpy()
+  if len(values) and not 0 <= values.min() <= values.max() < len(names):
+    raise tf_examples.NotAnExample(
+      f'a genre has a number outside of 0 to {len(names) - 1}'
+    )
+  named = pa.array(names, pa.string()).take(codes.values)
+  return pa.ListArray.from_arrays(codes.offsets, named)
 
 
 def _info(builder_dir: str, schema: pa.Schema):
@@ -130,32 +133,24 @@ def _info(builder_dir: str, schema: pa.Schema):
 def _write(
   builder_dir: str,
   info,
-  features: dict,
-  columns: Callable[[dict], list[pa.Array]],
+  columns: Callable,
   schema: pa.Schema,
   target: BinaryIO,
 ) -> None:
-  """Parses the records in batches and writes each as soon as it is there."""
-  import tensorflow as tf
-
+  """Parses files side by side, and writes each as soon as it is there."""
   num_rows, wanted = 0, info.splits['train'].num_examples
-  blocks = _blocks(info)
-
-  def parse(block) -> pa.RecordBatch:
-    batch = tf.io.parse_example(_serialized(block), features)
-    return pa.record_batch(columns(batch), schema=schema)
-
+  paths = [os.fspath(path) for path in info.splits['train'].filepaths]
+  parse = functools.partial(_parse, _reader(info), columns, schema)
   with pa.ipc.new_stream(target, schema) as writer:
     try:
-      for batch in ahead.in_order(blocks, parse):
+      for batch in _side_by_side(parse, paths):
         num_rows += len(batch)
         writer.write_batch(batch)
     except (
-      tf.errors.OpError,
-      pa.ArrowInvalid,
       OSError,
       RuntimeError,
       UserError,
+      tf_examples.NotAnExample,
     ) as error:
       raise _damaged(builder_dir, error) from error
     if num_rows != wanted:
@@ -163,9 +158,35 @@ def _write(
       raise _damaged(builder_dir, problem)
 
 
-def _blocks(info) -> Iterator[tfrecords.Block | list[bytes]]:
-  """The serialized tf.train.Examples of all shards, some at a time."""
-  paths = [os.fspath(path) for path in info.splits['train'].filepaths]
+def _parse(
+  read: Callable, columns: Callable, schema: pa.Schema, path: str
+) -> pa.RecordBatch:
+  """All records of a file; each column is made of one array or several."""
+  arrays = [
+    pa.concat_arrays([pa.array(piece, field.type) for piece in pieces])
+    for field, pieces in zip(schema, columns(read(path)))
+  ]
+  return pa.record_batch(arrays, schema=schema)
+
+
+def _side_by_side(
+  parse: Callable, paths: list[str]
+) -> Iterator[pa.RecordBatch]:
+  """A process a core, if there are files enough to be worth their start."""
+  num_processes = min(len(os.sched_getaffinity(0)), len(paths))
+  if num_processes < 2:
+    yield from map(parse, paths)
+    return
+  with ProcessPoolExecutor(
+    num_processes,
+    mp_context=multiprocessing.get_context('spawn'),
+    initializer=child_process.end_with,
+    initargs=(os.getpid(),),
+  ) as pool:
+    yield from ahead.in_order(paths, parse, pool)
+
+
+def _reader(info) -> Callable[[str], Iterator[tfrecords.Block]]:
   # Before it wrote down the format, TFDS knew one alone.
   file_format = info.file_format.value if info.file_format else 'tfrecord'
   readers = {'tfrecord': tfrecords.read, 'array_record': _array_records}
@@ -174,46 +195,26 @@ def _blocks(info) -> Iterator[tfrecords.Block | list[bytes]]:
       f'{info.data_dir} is prepared in the file format {file_format!r}; '
       "prepare it in TFDS' default 'tfrecord', or in 'array_record'"
     )
-  return readers[file_format](paths)
+  return readers[file_format]
 
 
-def _serialized(block: tfrecords.Block | list[bytes]):
-  """A string tensor [R]."""
-  import tensorflow as tf
-
-  if isinstance(block, list):
-    return tf.constant(block)
-  places = block.places
-  return tf.strings.substr(block.data, places.starts, places.lengths)
-
-
-def _array_records(paths: list[str]) -> Iterator[list[bytes]]:
+def _array_records(path: str) -> Iterator[tfrecords.Block]:
   from array_record.python import array_record_module
 
-  for path in paths:
-    reader = array_record_module.ArrayRecordReader(path)
-    try:
-      for start in range(0, reader.num_records(), _ROWS):
-        end = min(start + _ROWS, reader.num_records())
-        yield reader.read(start, end)
-    finally:
-      reader.close()
+  reader = array_record_module.ArrayRecordReader(path)
+  try:
+    for start in range(0, reader.num_records(), _ROWS):
+      end = min(start + _ROWS, reader.num_records())
+      records = reader.read(start, end)
+      lengths = np.array([len(record) for record in records], np.int64)
+      places = tfrecords.Places(np.cumsum(lengths) - lengths, lengths)
+      yield tfrecords.Block(b''.join(records), places)
+  finally:
+    reader.close()
 
 
-def _ids(tensor) -> pa.DictionaryArray:
-  """Texts of which many are equal."""
-  import tensorflow as tf
-
-  ids, codes = tf.unique(tensor)
-  return pa.DictionaryArray.from_arrays(pa.array(codes.numpy()), _strings(ids))
-
-
-def _strings(tensor) -> pa.Array:
-  return pa.array(tensor.numpy(), pa.binary()).cast(pa.string())
-
-
-def _damaged(builder_dir, problem: object) -> UserError:
-  # Of TensorFlow's errors the first line tells; a traceback may follow.
+def _damaged(builder_dir: str, problem: object) -> UserError:
+  # Of some errors the first line tells; a traceback may follow.
   lines = str(problem).splitlines() or [type(problem).__name__]
   return UserError(
     f'{builder_dir} cannot be read ({lines[0]}); remove it and prepare it again'
@@ -226,7 +227,6 @@ def _main(films_dir: str, ratings_dir: str) -> None:
   with os.fdopen(os.dup(1), 'wb') as target:
     os.dup2(2, 1)
     try:
-      import tensorflow  # noqa: F401
       import tensorflow_datasets  # noqa: F401
     except ImportError as error:
       raise UserError(

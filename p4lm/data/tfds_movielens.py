@@ -205,11 +205,11 @@ def _hash_files(directory: Path) -> str:
 
 
 def _read_streams(prepared: Prepared) -> tuple[pa.Table, _Ratings]:
-  """Films and sorted ratings out of the process that loads TensorFlow."""
+  """Films and sorted ratings out of the process that parses them."""
   with tempfile.TemporaryFile('w+') as errors:
     process = subprocess.Popen(
       [*_PROGRAM, str(prepared.films), str(prepared.ratings)],
-      env=child_process.tensorflow_environment(),
+      env=child_process.reading_environment(),
       stdout=subprocess.PIPE,
       stderr=errors,
     )

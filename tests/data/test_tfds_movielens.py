@@ -1,15 +1,18 @@
 """MovieLens through TFDS: its own builders prepare what make_data reads."""
 
+import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from tfds_preparation import prepare
 
 from p4lm import main
-from p4lm.data import movielens, tables, tfds_movielens
+from p4lm.data import movielens, tables, tfds_movielens, tfrecords
 from p4lm.errors import UserError
 from p4lm.jobs.make_data import make_data
 
@@ -192,6 +195,41 @@ def test_a_half_copied_file_is_an_error(prepared, tmp_path, damage):
   assert message.endswith('; remove it and prepare it again')
   assert '\n' not in message
   assert not (tmp_path / 'out' / 'manifest.json').exists()
+
+
+def _cut_into_shards(table, number):
+  """Divides the records of the only shard of a prepared table."""
+  [whole] = table.glob('*.tfrecord-*')
+  data, [block] = whole.read_bytes(), tfrecords.read(whole)
+  # A record's length and two checksums are 16 bytes.
+  ends = np.cumsum(block.places.lengths + 16)
+  parts = np.array_split(np.arange(len(ends)), number)
+  prefix, begin = str(whole).rpartition('-00000-of-')[0], 0
+  for shard, rows in enumerate(parts):
+    path = f'{prefix}-{shard:05}-of-{number:05}'
+    pathlib.Path(path).write_bytes(data[begin : ends[rows[-1]]])
+    begin = ends[rows[-1]]
+  whole.unlink()
+  path = table / 'dataset_info.json'
+  info = json.loads(path.read_text())
+  info['splits'][0]['shardLengths'] = [str(len(rows)) for rows in parts]
+  path.write_text(json.dumps(info))
+
+
+def test_several_shards_are_one_table(prepared, tmp_path):
+  """They are parsed in processes of their own; a damaged one is one error."""
+  shutil.copytree(prepared[0], tmp_path / 'in')
+  for table in ('20m-ratings', '20m-movies'):
+    _cut_into_shards(tmp_path / 'in' / 'movielens' / table / '0.1.1', 3)
+  found, whole = (
+    _read(where, '20m') for where in (tmp_path / 'in', prepared[0])
+  )
+  assert found.ratings.equals(whole.ratings)
+  assert found.items.equals(whole.items)
+  [path] = tmp_path.glob('in/movielens/20m-ratings/*/*-00001-of-00003')
+  os.truncate(path, path.stat().st_size - 1)
+  with pytest.raises(UserError, match='00003 ends within the record at'):
+    _read(tmp_path / 'in', '20m')
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The rules for rows that come from TFDS, fed through the real pipe.
 
-A program that copies hand-made streams stands in for the one that loads
-TensorFlow.
+A program that copies hand-made streams stands in for the one that parses the
+records.
 """
 
 import sys

@@ -46,28 +46,20 @@ def test_the_checksum_is_castagnolis():
 
 
 @pytest.mark.parametrize('size', [1, 7, 30, 101, 1 << 20])
-def test_all_records_are_found_whatever_is_read_at_a_time(path, size):
-  found = tfrecords.find(path, size)
-  data = path.read_bytes()
-  assert [
-    data[start : start + length]
-    for start, length in zip(found.starts, found.lengths)
-  ] == RECORDS
-
-
-@pytest.mark.parametrize('size', [1, 60, 1 << 20])
-def test_blocks_of_files_follow_each_other(path, tmp_path, size):
-  other, empty = tmp_path / 'other', tmp_path / 'empty'
-  other.write_bytes(framed(b'other'))
-  empty.touch()
-  blocks = list(tfrecords.read([path, empty, other], size))
+def test_all_records_come_whatever_is_read_at_a_time(path, size):
+  blocks = list(tfrecords.read(path, size))
   assert [
     block.data[start : start + length]
     for block in blocks
     for start, length in zip(block.places.starts, block.places.lengths)
-  ] == [*RECORDS, b'other']
+  ] == RECORDS
   if size == 1 << 20:
-    assert len(blocks) == 2
+    assert len(blocks) == 1
+
+
+def test_an_empty_file_has_none(tmp_path):
+  (tmp_path / 'empty').touch()
+  assert list(tfrecords.read(tmp_path / 'empty')) == []
 
 
 def test_a_cut_file_is_an_error(path):
@@ -76,7 +68,7 @@ def test_a_cut_file_is_an_error(path):
     path.write_bytes(data[:end])
     at = len(data) - len(framed(b'end'))
     with pytest.raises(UserError, match=f'ends within the record at byte {at}'):
-      tfrecords.find(path)
+      list(tfrecords.read(path))
 
 
 def test_a_changed_byte_is_an_error(path):
@@ -92,6 +84,4 @@ def test_a_changed_byte_is_an_error(path):
     path.write_bytes(changed)
     for size in (16, 1 << 20):
       with pytest.raises(UserError, match=message):
-        tfrecords.find(path, size)
-    with pytest.raises(UserError, match=message):
-      list(tfrecords.read([path]))
+        list(tfrecords.read(path, size))
