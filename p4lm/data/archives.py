@@ -31,6 +31,9 @@ class FileSource(Protocol):
   def describe(self, name: str = '') -> str:
     """How messages call the file (or the whole source)."""
 
+  def size(self, name: str) -> int:
+    """How many bytes `open(name)` reads."""
+
   def fingerprint(self, name: str) -> str:
     """sha256 of what `open(name)` reads."""
 
@@ -63,6 +66,9 @@ class DirectorySource:
 
   def describe(self, name: str = '') -> str:
     return str(self._root / name) if name else str(self._root)
+
+  def size(self, name: str) -> int:
+    return (self._root / name).stat().st_size
 
   def fingerprint(self, name: str) -> str:
     return tables.hash_file(self._root / name)
@@ -108,6 +114,9 @@ class ZipSource:
 
   def describe(self, name: str = '') -> str:
     return f'{self._path}:{name}' if name else str(self._path)
+
+  def size(self, name: str) -> int:
+    return self._names[name].file_size
 
   def fingerprint(self, name: str) -> str:
     info = self._names[name]

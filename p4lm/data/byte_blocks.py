@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from p4lm.data import progress
 from p4lm.data.archives import FileSource
 from p4lm.errors import UserError
 
@@ -65,7 +66,11 @@ def read_blocks(source: FileSource, name: str) -> Iterator[Block]:
   """
   where = source.describe(name)
   rest, line, damage = b'', 1, None
-  with source.open(name) as file:
+  what, size = f'reading {name}', source.size(name)
+  with (
+    source.open(name) as opened,
+    progress.watched(opened, what, size) as file,
+  ):
     for data in _pieces(file):
       if isinstance(data, _Damaged):
         damage = data

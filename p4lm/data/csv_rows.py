@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pyarrow as pa
 import pyarrow.csv
 
+from p4lm.data import progress
 from p4lm.data.archives import FileSource
 from p4lm.data.byte_blocks import UTF8_BOM, check_not_utf16
 from p4lm.errors import UserError
@@ -78,7 +79,11 @@ def read_columns(
   unique = [f'{i}' for i in range(len(header))]
   wanted = {column: unique[found[column]] for column in columns}
   try:
-    with source.open(name) as file:
+    what, size = f'reading {name}', source.size(name)
+    with (
+      source.open(name) as opened,
+      progress.watched(opened, what, size) as file,
+    ):
       table = pa.csv.read_csv(
         file,
         read_options=pa.csv.ReadOptions(

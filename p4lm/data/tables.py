@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from p4lm.data import progress
 from p4lm.data.atomic import atomic_directory
 from p4lm.errors import UserError
 
@@ -26,6 +27,7 @@ SPLITS = ('train', 'validation', 'test')
 # A dictionary of ids instead of a string a row: 4 bytes each.
 ID_TYPE = pa.dictionary(pa.int32(), pa.string())
 _STRINGS = pa.list_(pa.string())
+_HASH_BYTES = 1 << 20
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:
@@ -243,8 +245,15 @@ def read_manifest(data_dir: str | os.PathLike) -> dict:
 
 def hash_file(path: str | os.PathLike) -> str:
   """sha256 of a file's bytes, in hexadecimal."""
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+  digest = hashlib.sha256()
+  size = os.stat(path).st_size
+  with (
+    open(path, 'rb') as opened,
+    progress.watched(opened, f'hashing {Path(path).name}', size) as file,
+  ):
+    while more := file.read(_HASH_BYTES):
+      digest.update(more)
+  return digest.hexdigest()
 
 
 def _schema_of(name: str) -> pa.Schema:

@@ -49,6 +49,7 @@ RATING_SCHEMA = pa.schema(
 )
 # Records of an ArrayRecord file that are parsed together.
 _ROWS = 1 << 14
+_NUM_ROWS = b'num_rows'
 
 
 def write_films(builder_dir: str, target: BinaryIO) -> None:
@@ -77,6 +78,12 @@ def write_ratings(builder_dir: str, target: BinaryIO) -> None:
   """
   info = _info(builder_dir, RATING_SCHEMA)
   _write(builder_dir, info, _rating_columns, RATING_SCHEMA, target)
+
+
+def num_rows(schema: pa.Schema) -> int | None:
+  """How many rows TFDS counted, by the schema of a stream."""
+  found = (schema.metadata or {}).get(_NUM_ROWS)
+  return None if found is None else int(found)
 
 
 def _film_columns(blocks: Iterable[tfrecords.Block], genres: list[str]):
@@ -141,7 +148,8 @@ def _write(
   num_rows, wanted = 0, info.splits['train'].num_examples
   paths = [os.fspath(path) for path in info.splits['train'].filepaths]
   parse = functools.partial(_parse, _reader(info), columns, schema)
-  with pa.ipc.new_stream(target, schema) as writer:
+  total = schema.with_metadata({_NUM_ROWS: str(wanted)})
+  with pa.ipc.new_stream(target, total) as writer:
     try:
       for batch in _side_by_side(parse, paths):
         num_rows += len(batch)

@@ -32,7 +32,13 @@ import numpy as np
 import pyarrow as pa
 
 from p4lm import child_process
-from p4lm.data import movielens_items, rating_data, tables, tfds_columns
+from p4lm.data import (
+  movielens_items,
+  progress,
+  rating_data,
+  tables,
+  tfds_columns,
+)
 from p4lm.data.movielens import RATING_RANGE
 from p4lm.data.plots import read_plots
 from p4lm.data.rating_data import GrowingIds, RatingData, count
@@ -195,11 +201,15 @@ def _newest_version(directory: Path) -> Path | None:
 
 
 def _hash_files(directory: Path) -> str:
-  hashes = {
-    path.name: tables.hash_file(path)
-    for path in directory.iterdir()
-    if path.is_file()
+  sizes = {
+    path: path.stat().st_size for path in directory.iterdir() if path.is_file()
   }
+  hashes = {}
+  what = f'hashing {directory.parent.name}'
+  with progress.bar(what, sum(sizes.values()), 'B') as shown:
+    for path, size in sizes.items():
+      hashes[path.name] = tables.hash_file(path)
+      shown.update(size)
   text = json.dumps(hashes, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -237,11 +247,14 @@ def _read_streams(prepared: Prepared) -> tuple[pa.Table, _Ratings]:
 def _collected(stream: pa.RecordBatchReader) -> tuple:
   """The four columns of all batches: 20 bytes a rating, ids once."""
   users, items, ratings, timestamps = GrowingIds(), GrowingIds(), [], []
-  for batch in stream:
-    users.add(pa.chunked_array([batch['user_id']]))
-    items.add(pa.chunked_array([batch['movie_id']]))
-    ratings.append(batch['user_rating'].to_numpy())
-    timestamps.append(batch['timestamp'].to_numpy())
+  total = tfds_columns.num_rows(stream.schema)
+  with progress.bar('reading', total, ' ratings') as shown:
+    for batch in stream:
+      users.add(pa.chunked_array([batch['user_id']]))
+      items.add(pa.chunked_array([batch['movie_id']]))
+      ratings.append(batch['user_rating'].to_numpy())
+      timestamps.append(batch['timestamp'].to_numpy())
+      shown.update(len(batch))
   return (
     users.encoded(),
     items.encoded(),
