@@ -35,6 +35,8 @@ _MAY_GROW = {
 }  # fmt: skip
 _active: list[tuple[str, str]] = []
 _LOCK = '.running'
+# The configuration, a pipeline's logs and the programs it compiled.
+_LEFT_BY_FAILURES = ('config.gin', _LOCK, 'logs', 'compiled')
 # Descriptors that stay open until the process ends, and the locks with them.
 _held: dict[Path, int] = {}
 
@@ -90,7 +92,9 @@ def _holds_results(directory: Path) -> bool:
   A corrected command may then use the same directory.
   """
   return any(
-    entry.name not in ('config.gin', _LOCK) for entry in directory.iterdir()
+    entry.name not in _LEFT_BY_FAILURES
+    and (not entry.is_dir() or _holds_results(entry))
+    for entry in directory.iterdir()
   )
 
 

@@ -98,7 +98,11 @@ def test_a_directory_belongs_to_one_configuration(tmp_path):
   output_directory.check(tmp_path, 'make_data', first)
   # Nothing was made yet: a corrected command may have the directory.
   output_directory.check(tmp_path, 'fit_cf', first)
-  (tmp_path / 'metrics.jsonl').write_text('')
+  for made in ('logs/data.log', 'compiled/a/program', 'data/config.gin'):
+    (tmp_path / made).parent.mkdir(parents=True)
+    (tmp_path / made).write_text('')
+  output_directory.check(tmp_path, 'fit_cf', first)
+  (tmp_path / 'data' / 'metrics.jsonl').write_text('')
   longer = first.replace('10', '20')
   output_directory.check(tmp_path, 'make_data', longer)
   other = first.replace('world', 'movielens')
@@ -133,6 +137,7 @@ def test_what_is_compared_may_become_more_and_not_less_or_other(
   output_directory.claim(tmp_path)
   output_directory.record(tmp_path, job, first)
   (tmp_path / 'data').mkdir()
+  (tmp_path / 'data' / 'manifest.json').write_text('{}')
   output_directory.check(tmp_path, job, second)
   output_directory.record(tmp_path, job, second)
   name = second.split()[0]

@@ -13,6 +13,7 @@ The rules, each of which is either an error or a count in the result:
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +29,21 @@ from p4lm.data.tables import ID_TYPE
 from p4lm.errors import UserError
 
 RATING_RANGE = (0.5, 5.0)
+
+# {name: the release}; GroupLens' archive of one unpacks to another folder.
+_RELEASES = {
+  f'ml-{name}': f'ml-{name}'
+  for name in (
+    '100k',
+    '1m',
+    '10m',
+    '20m',
+    '25m',
+    '32m',
+    'latest',
+    'latest-small',
+  )
+} | {'ml-10M100K': 'ml-10m'}
 
 _RATING_COLUMNS = {
   'userId': ID_TYPE,
@@ -106,10 +122,12 @@ def find_release(data_dir: str | os.PathLike, name: str = '') -> Release:
 
   Args:
     data_dir: directory or zip archive.
-    name: folder name (`ml-25m`) to prefer when there are several; `NAME.zip`
-      in the directory is found too.
+    name: of the release (`ml-25m`): the folder to take when there are several;
+      `NAME.zip` in the directory is found too. What lies in a folder that is
+      not called by any release may be of any.
   Raises:
-    UserError: nothing there, or several releases and none is called `name`.
+    UserError: nothing there, several releases and none is called `name`, or
+      one that is called otherwise.
   """
   path = Path(data_dir)
   if name and not (path / name).is_dir() and (path / f'{name}.zip').is_file():
@@ -137,7 +155,25 @@ def find_release(data_dir: str | os.PathLike, name: str = '') -> Release:
       'name one of them in DATA_DIR'
     )
   folder, layout = found[0]
+  if name:
+    _check_called(name, path, folder)
   return Release(source, folder, layout, _plots_beside(path, folder))
+
+
+def _check_called(name: str, path: Path, folder: str) -> None:
+  """Refuses a name that no release has, and one of another than is there."""
+  there = [PurePosixPath(folder).name, path.stem, path.name]
+  if name in there:
+    return
+  releases = [_RELEASES[other] for other in there if other in _RELEASES]
+  if name in _RELEASES and all(_RELEASES[name] == r for r in releases):
+    return
+  near = difflib.get_close_matches(name, releases or _RELEASES, n=1)
+  hint = f'; did you mean {near[0]!r}?' if near else '.'
+  raise UserError(
+    f'no release {name!r} in {path / folder}{hint} '
+    "DATASET = 'movielens' takes what is there"
+  )
 
 
 def _plots_beside(path: Path, folder: str) -> Path | None:

@@ -317,6 +317,24 @@ def test_a_release_is_found_one_folder_below_and_by_name(tmp_path):
   assert movielens.find_release(tmp_path, 'ml-c').folder == 'ml-c'
 
 
+def test_a_release_of_another_name_is_not_taken(tmp_path):
+  _release(tmp_path / 'ml-10M100K')
+  for name in ('ml-10m', 'ml-10M100K', ''):
+    assert movielens.find_release(tmp_path, name).folder == 'ml-10M100K'
+  for name in ('ml-10mm', 'ml-25m'):
+    message = f"no release '{name}' in .*; did you mean 'ml-10m'"
+    with pytest.raises(UserError, match=message):
+      movielens.find_release(tmp_path, name)
+
+
+def test_what_is_called_by_no_release_may_be_any(tmp_path):
+  _release(tmp_path / 'copy')
+  for directory in (tmp_path, tmp_path / 'copy'):
+    assert movielens.find_release(directory, 'ml-25m')
+    with pytest.raises(UserError, match="did you mean 'ml-25m'"):
+      movielens.find_release(directory, 'ml-25mm')
+
+
 def test_drops_are_counted_by_reason(tmp_path):
   release = _release(
     tmp_path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from village import p4lm
 
 from p4lm.errors import UserError
 from p4lm.jobs import pipeline as pipeline_job
@@ -64,3 +65,13 @@ def test_own_overrides_of_a_variant_come_last(stages):
 def test_taken_names_are_refused(stages, name):
   with pytest.raises(UserError, match='has the name of another system'):
     stages(variants={name: {}})
+
+
+def test_a_mistyped_path_can_be_mended_in_the_same_directory(tmp_path):
+  """The first stage failed: the directory belongs to no experiment yet."""
+  paths = ['--gin.DATASET=movielens', f'--gin.OUTPUT_DIR={tmp_path / "run"}']
+  for name in ('nowhere', 'nothing'):
+    arguments = [*paths, f'--gin.DATA_DIR={tmp_path / name}']
+    found = p4lm('pipeline', *arguments, check=False)
+    assert found.returncode == 1
+    assert f'{name} does not exist' in found.stderr
