@@ -14,11 +14,12 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gin
-from p4lm import gin_files, output_directory
+from p4lm import gin_files, output_directory, value_types
 from p4lm.errors import UserError
 
 _MACRO_USE = re.compile(r'%([A-Za-z_]\w*)')
@@ -82,6 +83,7 @@ def resolve(job, files, bindings, search_paths=()):
       raise UserError(f'{name}: {_first_line(error)}') from error
   for binding in quoted:
     _parse_binding(binding, function)
+  _check_types(output_directory.bindings_of(gin.config_str()))
   return function
 
 
@@ -261,6 +263,38 @@ def _parse_binding(binding: str, function) -> None:
     near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
     hint = f'; did you mean {", ".join(near)}?' if near else ''
     raise UserError(f'--gin.{name}: {_first_line(error)}{hint}') from error
+
+
+def _check_types(bindings: Mapping[str, str]) -> None:
+  """Raises UserError for a literal that its parameter cannot take."""
+  for name, value in bindings.items():
+    function, _, parameter = name.rpartition('.')
+    if not function:
+      continue  # A macro: looked at where it is used.
+    shown = name
+    if value.startswith('%'):
+      shown = value.removeprefix('%')
+      value = bindings.get(shown, value)
+    try:
+      given = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      continue  # A reference to another configurable, or one that holds some.
+    wanted = _annotation(function.rpartition('/')[2], parameter)
+    if not value_types.fits(given, wanted):
+      raise UserError(
+        f'--gin.{shown}={value}: {name} must be {value_types.describe(wanted)}'
+      )
+
+
+def _annotation(function: str, parameter: str):
+  """What a parameter of a configurable takes, or Any where it does not say."""
+  try:
+    hints = typing.get_type_hints(
+      inspect.unwrap(gin.get_configurable(function))
+    )
+  except (ValueError, NameError, TypeError):
+    return typing.Any
+  return hints.get(parameter, typing.Any)
 
 
 def _first_line(error: Exception) -> str:

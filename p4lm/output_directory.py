@@ -54,7 +54,7 @@ def check(output_dir: str | os.PathLike, job: str, text: str) -> None:
     raise UserError(f'OUTPUT_DIR {output_dir} is a file, not a directory')
   if not path.exists() or not _holds_results(Path(output_dir)):
     return
-  old, new = _bindings(path.read_text()), _bindings(_with_job(job, text))
+  old, new = bindings_of(path.read_text()), bindings_of(_with_job(job, text))
   changed = [
     f'{name}: {old.get(name, "(default)")} there, '
     f'{new.get(name, "(default)")} now'
@@ -175,7 +175,7 @@ def _with_job(job: str, text: str) -> str:
   return f'# p4lm {job}\n{text}'
 
 
-def _bindings(text: str) -> dict[str, str]:
+def bindings_of(text: str) -> dict[str, str]:
   """{name: value} of a resolved configuration, plus the job's name."""
   found = {}
   first = re.match(r'# p4lm (\w+)', text)

@@ -29,6 +29,25 @@ def test_values_that_gin_cannot_parse_are_strings(binding, expected):
   assert configuration._quote(binding) == expected
 
 
+@pytest.mark.parametrize(
+  'binding, message',
+  [
+    ('STEPS=ten', r"--gin.STEPS='ten': \S*FitConfig.steps must be a whole"),
+    ('STEPS=1e3', '--gin.STEPS=1000.0: .* must be a whole number'),
+    ('DATA_DIR=7', '--gin.DATA_DIR=7: .*data_dir must be a text'),
+    ('CHECKPOINT=0', 'checkpoint must be a text or None'),
+    ('LEARNING_RATE=low', 'OptimizerConfig.learning_rate must be a number'),
+    ('train_lm.lora_rank=2.5', 'train_lm.lora_rank must be a whole number'),
+    ('FitConfig.seed=None', 'FitConfig.seed must be a whole number'),
+  ],
+)
+def test_a_value_of_another_kind_is_told_before_any_work(binding, message):
+  paths = ['DATA_DIR=here', 'OUTPUT_DIR=there']
+  configuration.resolve('train_lm', [], [*paths, 'LEARNING_RATE=1'])
+  with pytest.raises(UserError, match=message):
+    configuration.resolve('train_lm', [], [*paths, binding])
+
+
 def test_required_macros_are_named():
   with pytest.raises(UserError, match='--gin.DATA_DIR=.*--gin.OUTPUT_DIR='):
     configuration.resolve('fit_cf', [], [])
