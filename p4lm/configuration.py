@@ -83,7 +83,7 @@ def resolve(job, files, bindings, search_paths=()):
       raise UserError(f'{name}: {_first_line(error)}') from error
   for binding in quoted:
     _parse_binding(binding, function)
-  _check_types(output_directory.bindings_of(gin.config_str()))
+  _check_types(job, output_directory.bindings_of(gin.config_str()))
   return function
 
 
@@ -123,8 +123,7 @@ def _run_files(function, job: str, files: Sequence[str]) -> list[str]:
 def _bindings_of_other_jobs(job: str) -> dict[str, dict]:
   """{job: its arguments} of every other job that the gin files bind."""
   found = {}
-  for path in sorted(Path(__file__).with_name('jobs').glob('*.py')):
-    name = path.stem
+  for name in _jobs():
     try:
       bound = gin.get_bindings(f'{name}.{name}')
     except ValueError:
@@ -132,6 +131,12 @@ def _bindings_of_other_jobs(job: str) -> dict[str, dict]:
     if name != job and bound:
       found[name] = bound
   return found
+
+
+def _jobs() -> list[str]:
+  return sorted(
+    path.stem for path in Path(__file__).with_name('jobs').glob('[!_]*.py')
+  )
 
 
 def _job_function(job: str):
@@ -265,12 +270,17 @@ def _parse_binding(binding: str, function) -> None:
     raise UserError(f'--gin.{name}: {_first_line(error)}{hint}') from error
 
 
-def _check_types(bindings: Mapping[str, str]) -> None:
-  """Raises UserError for a literal that its parameter cannot take."""
+def _check_types(job: str, bindings: Mapping[str, str]) -> None:
+  """Raises UserError for a literal that its parameter cannot take.
+
+  What other jobs are bound to, such as no data, is for a plan of them.
+  """
+  others = {f'{name}.{name}' for name in _jobs()} - {f'{job}.{job}'}
   for name, value in bindings.items():
     function, _, parameter = name.rpartition('.')
-    if not function:
-      continue  # A macro: looked at where it is used.
+    # A macro is looked at where it is used.
+    if not function or function in others:
+      continue
     shown = name
     if value.startswith('%'):
       shown = value.removeprefix('%')

@@ -193,7 +193,7 @@ def test_an_explicit_fit_ranks_by_its_biases_too(world, tmp_path):
   'arguments, message',
   [
     (['CUTOFFS=(0,)'], 'the cut-off k is 0'),
-    (['CUTOFFS=20'], 'the cut-offs are 20'),
+    (['CUTOFFS=20'], '--gin.CUTOFFS=20: '),
     (['SPLIT=train'], "no split 'train' to judge by"),
     (["CONTRASTS=(('WALS', 'ALS'),)"], "CONTRASTS names 'ALS'"),
     (['RankingConfig.relevant_rating=9.0'], 'relevant_rating 9'),
