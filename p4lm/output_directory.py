@@ -4,9 +4,10 @@
 with the same configuration goes on; one with another is refused before it can
 touch anything. Parameters that only say how far to go or how to report may
 change between starts, and what lists things side by side, such as the systems
-of an evaluation or the variants of an experiment, may list more. A running job
-holds a lock on `.running`, which the system takes away when the process ends,
-however it ends.
+of an evaluation or the variants of an experiment, may list more. A directory
+may be moved or copied, with what it reads from beside it. A running job holds a
+lock on `.running`, which the system takes away when the process ends, however
+it ends.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import fcntl
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from p4lm.errors import UserError
@@ -54,7 +55,8 @@ def check(output_dir: str | os.PathLike, job: str, text: str) -> None:
     raise UserError(f'OUTPUT_DIR {output_dir} is a file, not a directory')
   if not path.exists() or not _holds_results(Path(output_dir)):
     return
-  old, new = bindings_of(path.read_text()), bindings_of(_with_job(job, text))
+  new = bindings_of(_with_job(job, text))
+  old = _where_it_lies_now(bindings_of(path.read_text()), new)
   changed = [
     f'{name}: {old.get(name, "(default)")} there, '
     f'{new.get(name, "(default)")} now'
@@ -72,6 +74,29 @@ def check(output_dir: str | os.PathLike, job: str, text: str) -> None:
       f'({"; ".join(changed[:4])}). Choose another --gin.OUTPUT_DIR, or '
       'start with the configuration in its config.gin'
     )
+
+
+def _where_it_lies_now(
+  old: Mapping[str, str], new: Mapping[str, str]
+) -> dict[str, str]:
+  """The old configuration, had all been made where OUTPUT_DIR is now."""
+  name = 'OUTPUT_DIR'
+  if name not in old or name not in new:
+    return dict(old)
+  before, now = (Path(ast.literal_eval(found[name])) for found in (old, new))
+  # What is called the same in both may have been moved along.
+  while before.name == now.name and before.parent.name and now.parent.name:
+    before, now = before.parent, now.parent
+  return {
+    key: moved(value, str(before), str(now)) for key, value in old.items()
+  }
+
+
+def moved(text: str, before: str, now: str) -> str:
+  """Replaces one directory by another in all quoted paths at or below it."""
+  return re.sub(
+    rf"""(?<=['"]){re.escape(before)}(?=[/'"])""", lambda _: now, text
+  )
 
 
 def _has_grown(old: str, new: str) -> bool:

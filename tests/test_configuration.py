@@ -131,6 +131,38 @@ def test_a_directory_belongs_to_one_configuration(tmp_path):
     output_directory.check(tmp_path, 'fit_cf', first)
 
 
+@pytest.mark.parametrize(
+  'before, now, data, same',
+  [
+    ('/a/run/sft', '/b/run/sft', '/b/run/data', True),
+    ('/a/run/sft', '/b/other/sft', '/b/other/data', True),
+    ('/a/run/sft', '/b/run/sft', '/c/run/data', False),
+    ('runs/x', 'runs/y', 'runs/x/data', False),
+    ('runs/run/sft', '/b/run/sft', '/b/run/data', True),
+    # What did not lie beside it is where it was.
+    ('/z/sft', '/b/sft', '/a/run/data', True),
+    ('/z/sft', '/b/sft', '/b/run/data', False),
+  ],
+)
+def test_a_directory_may_be_moved_with_what_lies_beside_it(
+  tmp_path, before, now, data, same
+):
+  """Only the text says where it was: nothing needs to be there."""
+  old_data = 'runs/run/data' if before.startswith('runs') else '/a/run/data'
+  output_directory.claim(tmp_path)
+  text = "OUTPUT_DIR = '{}'\nDATA_DIR = '{}'\nTASKS = ('{}/tasks', 'a')\n"
+  output_directory.record(
+    tmp_path, 'train_lm', text.format(before, old_data, old_data)
+  )
+  (tmp_path / 'metrics.jsonl').touch()
+  moved = text.format(now, data, data)
+  if same:
+    output_directory.check(tmp_path, 'train_lm', moved)
+  else:
+    with pytest.raises(UserError, match='DATA_DIR: .*; TASKS: '):
+      output_directory.check(tmp_path, 'train_lm', moved)
+
+
 VARIANTS = """VARIANTS = \\
     {'One': {'THRESHOLDS': {'nli': 0.5}},
      'Two': {'STEPS': 3}}

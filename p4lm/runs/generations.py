@@ -107,6 +107,8 @@ def _read(path: Path, about: dict) -> list[str] | None:
   if not path.exists():
     return None
   lines = path.read_text(encoding='utf-8').splitlines()
-  if json.loads(lines[0]) != about:
+  # The identity says which model it was, wherever it lay.
+  written = json.loads(lines[0]) | {'checkpoint': about['checkpoint']}
+  if written != about:
     return None
   return [json.loads(line)['text'] for line in lines[1:]]

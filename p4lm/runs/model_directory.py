@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from flax import nnx
@@ -308,7 +309,7 @@ def load_model(
       or changed since, or no whole checkpoint.
   """
   directory = Path(directory)
-  card = read_card(directory)
+  card = _with_tables_found(directory, read_card(directory))
   if kind is not None and card.kind != kind:
     raise UserError(
       f'CHECKPOINT {directory} holds a {card.kind} model; a {kind} is needed'
@@ -351,6 +352,31 @@ def load_vocabulary(directory: Path, card: ModelCard) -> AnyVocabulary:
   vocabulary = kind.load(path)
   _check_hash(path, vocabulary.sha256, card.vocabulary_sha256)
   return vocabulary
+
+
+def _with_tables_found(directory: Path, card: ModelCard) -> ModelCard:
+  """The card with the place of its CF tables, which may have been moved.
+
+  Where they are not, they are looked for as they lay beside the model.
+  """
+  if card.cf_dir is None or Path(card.cf_dir).is_dir():
+    return card
+  for path in _beside(directory, Path(card.cf_dir)):
+    if CFTables.load(path).sha256 == card.cf_sha256:
+      return dataclasses.replace(card, cf_dir=str(path))
+  raise UserError(
+    f'CHECKPOINT {directory} reads the CF embeddings of {card.cf_dir}, which '
+    f'is not there; copy them to {directory.parent / Path(card.cf_dir).name}'
+  )
+
+
+def _beside(directory: Path, recorded: Path) -> Iterator[Path]:
+  """Tables in directories that are called as the recorded one is."""
+  ends = [Path(*recorded.parts[at:]) for at in range(1, len(recorded.parts))]
+  for parent in directory.resolve().parents:
+    for end in reversed(ends):
+      if (parent / end / 'tables.json').is_file():
+        yield parent / end
 
 
 def _load_tables(card: ModelCard) -> CFTables | None:

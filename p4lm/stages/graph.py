@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from p4lm.errors import UserError
+from p4lm.output_directory import moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +79,14 @@ def stages_without_company(stages: Sequence[Stage]) -> set[str]:
   }
 
 
-def fingerprint(stage: Stage, upstream: Sequence[str]) -> str:
+def fingerprint(stage: Stage, upstream: Sequence[str], root: str) -> str:
   """sha256 hex of a stage's command and of all that it was made from.
 
   Args:
     stage: the stage.
     upstream: fingerprints of the stages in `stage.after`, in that order.
+    root: the run's directory; the same run in another has the same hash.
   """
-  content = json.dumps([stage.arguments('.'), list(upstream)])
+  arguments = [moved(argument, root, '.') for argument in stage.arguments(root)]
+  content = json.dumps([arguments, list(upstream)])
   return hashlib.sha256(content.encode()).hexdigest()

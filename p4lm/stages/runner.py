@@ -82,7 +82,8 @@ class Runner:
     self._alone = stages_without_company(stages)
     prints: dict[str, str] = {}
     for stage in stages:
-      prints[stage.name] = fingerprint(stage, [prints[n] for n in stage.after])
+      upstream = [prints[name] for name in stage.after]
+      prints[stage.name] = fingerprint(stage, upstream, str(self._output_dir))
     done = {s.name for s in stages if self._is_done(s, prints[s.name])}
     # A stage made from something that must be made again is made again too.
     for stage in stages:
