@@ -14,7 +14,7 @@ import sys
 _PARENT = 'P4LM_PARENT'
 _PR_SET_PDEATHSIG = 1
 # Memory that is given back to Linux between batches must be cleared for the
-# next one: a quarter of the time of reading 25 million records.
+# next one, which TensorFlow's large batches wait for.
 _KEEP_MEMORY = ':'.join(
   f'glibc.malloc.{name}={value}'
   for name, value in (
